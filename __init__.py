@@ -1,3 +1,52 @@
-"""foveate: attention that is sharp where it matters, for stock diffusers pipelines."""
+"""foveate: attention that is sharp where it matters, for stock diffusers pipelines.
+
+Public names load on first use (PEP 562): importing the package brings in neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .attn_processors import (
+        FoveatedAttnProcessor,
+        LocalAttnProcessor,
+        SoftmaxAttnProcessor,
+        apply,
+    )
+    from .kernels import TokenLayout
+    from .pipelines.progressive import progressive
+    from .pipelines.shapes import load_shapes
+
+__all__ = [
+    "FoveatedAttnProcessor",
+    "LocalAttnProcessor",
+    "SoftmaxAttnProcessor",
+    "TokenLayout",
+    "apply",
+    "load_shapes",
+    "progressive",
+]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "FoveatedAttnProcessor": ".attn_processors",
+    "LocalAttnProcessor": ".attn_processors",
+    "SoftmaxAttnProcessor": ".attn_processors",
+    "TokenLayout": ".kernels",
+    "apply": ".attn_processors",
+    "load_shapes": ".pipelines.shapes",
+    "progressive": ".pipelines.progressive",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

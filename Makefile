@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
+
+test: $(STAMP)
+	@$(BIN)/pytest tests
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache tests/.pytest_cache .ruff_cache demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that nothing else picks its version
+$(STAMP): pyproject.toml constraints-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit("foveate needs Python 3.10 or newer: set PYTHON=...") if sys.version_info < (3, 10) else None'
+	@echo "installing into $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e ".[dev,plot]"
+	@touch $@

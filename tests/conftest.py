@@ -1,0 +1,39 @@
+"""What every test runs under: offline, seeded, few threads, uninitialised memory filled with NaN."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_configure():
+    # huggingface_hub reads it once, when it is imported
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA or ROCm device"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Seeds every generator, so that a test gives the same numbers alone and in the suite."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def nan_filled():
+    """Makes `torch.empty` return NaN, so that an output nobody wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
