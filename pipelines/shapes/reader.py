@@ -1,4 +1,4 @@
-"""Reads a picture of shapes back into objects, colours, shapes and positions, or says why it cannot.
+"""Reads a picture of shapes back into objects, colours and positions, or says why it cannot.
 
 Nearest palette colour, connected components, then the overlap with the four shapes drawn at the
 component's centroid and area. Whatever wins without a margin is left undecided, never guessed.
@@ -38,7 +38,7 @@ UNIT_AREA = {
 
 @dataclass(frozen=True, slots=True)
 class FoundObject:
-    """One component: names are None where undecided; `x`, `y`, `radius` in the units of `SceneObject`.
+    """One component; `x`, `y`, `radius` in the units of `SceneObject`, names None where undecided.
 
     `colour` may be the name of a background that is not the picture's own.
     """
@@ -56,7 +56,7 @@ class FoundObject:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is in a picture; objects largest first. `unreadable` is the reason no name should be trusted."""
+    """What is in a picture, largest object first; `unreadable` says why it is not to be trusted."""
 
     background: str | None
     objects: tuple[FoundObject, ...]
@@ -65,7 +65,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` are masks [h, w], one per object."""
+    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` [h, w] mask each object."""
 
     reading: Reading
     labels: np.ndarray
@@ -123,7 +123,7 @@ def as_picture(picture: np.ndarray) -> np.ndarray:
 
 
 def _shrink(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Average whole blocks so that every size is read on one scale; returns the block's side too."""
+    """Average whole blocks so that every size is read on one scale; gives the block's side too."""
     factor = max(1, min(pixels.shape[:2]) // SIDE)
     h, w = pixels.shape[0] // factor, pixels.shape[1] // factor
     blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
@@ -150,8 +150,8 @@ def _why_no_background(pixels: np.ndarray, name: str, share: float) -> str | Non
 def _regions(pixels: np.ndarray, labels: np.ndarray, background: int) -> list[np.ndarray]:
     """Masks of the components, largest first.
 
-    An edge between two palette colours can be nearest to a third, so only the thick part of a colour
-    (its core) seeds a component; every other pixel is either of the nearest core's colour or background.
+    An edge between two palette colours can be nearest to a third, so only the thick part of a
+    colour (its core) seeds a component; any other pixel is of the nearest core's colour or background.
     """
     thickness = 5 if min(labels.shape) >= SIDE else 3
     core = np.full(labels.shape, background)
@@ -182,7 +182,7 @@ def _leftover(foreground: np.ndarray, regions: list[np.ndarray]) -> np.ndarray:
 
 
 def _components(mask: np.ndarray, side: int, core: np.ndarray | None = None) -> list[np.ndarray]:
-    """Connected parts of `mask` that are large enough and, where `core` is given, contain some of it."""
+    """Connected parts of `mask`, large enough and, where `core` is given, with some of it inside."""
     parts, n = ndimage.label(mask)
     areas = np.bincount(parts.ravel(), minlength=n + 1)
     keep = [i for i in range(1, n + 1) if areas[i] >= MIN_AREA * side * side]
