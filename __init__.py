@@ -1,6 +1,6 @@
 """foveate: attention that is sharp where it matters, for stock diffusers pipelines.
 
-Public names load on first use (PEP 562): importing the package brings in neither torch nor diffusers.
+Public names load on first use (PEP 562): importing the package loads neither torch nor diffusers.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ WEIGHTS = list(_ours(ROOT / "pipelines" / "shapes" / "weights"))
 
 
 def _run(code, cwd):
-    """Runs `code` in a fresh process, away from the root, whose folders would hide other packages."""
+    """Runs `code` in a fresh process, away from the root, whose folders would hide packages."""
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, text=True, capture_output=True)
 
 
@@ -98,7 +98,7 @@ def test_public_names_are_listed_alike():
     (checked,) = (node for node in tree.body if isinstance(node, ast.If))
     homes = {alias.name: "." + node.module for node in checked.body for alias in node.names}
     assert homes == foveate._HOMES
-    assert list(homes) and sorted(homes) == sorted(foveate.__all__)
+    assert sorted(homes) == sorted(foveate.__all__)
 
 
 def test_unknown_name_is_an_attribute_error():
@@ -124,7 +124,7 @@ print(module.TokenLayout.__module__, "foveate" in sys.modules)
 def test_source_file(path):
     assert len(path.read_text().splitlines()) <= 300
     tree = ast.parse(path.read_text())
-    assert "foveate" not in set(_absolute(ast.walk(tree))), "imports inside the package are relative"
+    assert "foveate" not in set(_absolute(ast.walk(tree))), "import it relatively"
     layer = path.relative_to(ROOT).parts[0]
     if layer in LAYERS:
         assert set(_layers_imported(path)) <= set(LAYERS[: LAYERS.index(layer) + 1])
@@ -145,6 +145,18 @@ def test_text_names_nothing_private(what):
         if re.search(PRIVATE[what], line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("page", [path for path in FILES if path.suffix == ".md"], ids=_name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
 
 
 def test_citation_has_the_version():
