@@ -17,8 +17,8 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache tests/.pytest_cache .ruff_cache demo.png
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist *.egg-info demo.png
+	find . -name .git -prune -o -type d \( -name __pycache__ -o -name '.*_cache' \) -prune -exec rm -rf {} +
 
 # torch goes first and alone, so that nothing else picks its version
 $(STAMP): pyproject.toml constraints-dev.txt

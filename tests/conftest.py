@@ -1,4 +1,4 @@
-"""What every test runs under: offline, seeded, few threads, uninitialised memory filled with NaN."""
+"""What every test runs under: offline, seeded, few threads, NaN in uninitialised memory."""
 
 import os
 import random

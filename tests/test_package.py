@@ -25,10 +25,10 @@ PRIVATE = {
 def _ours(folder):
     """Every file below `folder` but those that tools and runs leave behind."""
     for path in sorted(folder.rglob("*")):
-        first, *rest = path.relative_to(ROOT).parts
-        hidden = first.startswith(".") and first not in {".ci", ".pre-commit-config.yaml"}
-        generated = hidden or first.endswith(".egg-info") or NOT_OURS & {first, *rest}
-        if path.is_file() and not generated:
+        parts = {*path.relative_to(ROOT).parts}
+        hidden = any(part.startswith(".") for part in parts - {".ci", ".pre-commit-config.yaml"})
+        generated = parts & NOT_OURS or any(part.endswith(".egg-info") for part in parts)
+        if path.is_file() and not hidden and not generated:
             yield path
 
 
