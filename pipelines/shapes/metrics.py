@@ -4,8 +4,8 @@
     COUNT 1 when every asked colour is there exactly as often as asked and nothing else is, else 0
     REL   1 when both objects of the asked relation are there and it holds between them, else 0;
           None when the caption asks for none
-    LEAK  of the foreground, the share that carries an asked colour outside the region of the object it
-          was asked for; None when the picture is unreadable
+    LEAK  of the foreground, the share that carries an asked colour outside the region of the object
+          it was asked for; None when the picture is unreadable
 
 An unreadable picture scores 0 on the first three: mush is not left out of the mean.
 """
@@ -87,7 +87,7 @@ def summarise(scores: Sequence[Score], samples: int = 10_000, seed: int = 0) -> 
     """Mean and interval of every metric, over all pictures and by number of objects.
 
     Keys are `BIND`, `COUNT`, `REL`, `LEAK`, `UNREADABLE` and the same with ` 1`, ` 2`, ` 3` behind
-    for the pictures that ask for as many objects; what has no value (REL of one object) is left out.
+    for the pictures that ask for as many objects; what has no value (REL of one) is left out.
     """
     if not scores:
         raise ValueError("scores must hold at least one Score, got none")

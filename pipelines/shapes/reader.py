@@ -18,15 +18,17 @@ __all__ = ["FoundObject", "Reading", "Trace", "read", "trace"]
 
 PALETTE = {name: np.divide(rgb, 255) for name, rgb in (COLOURS | BACKGROUNDS).items()}
 NAMES = tuple(PALETTE)
-SIDE = 64  # larger pictures are averaged down until their shorter side is 64 to 127
+SIDE = 64  # pictures are averaged down or interpolated up until their shorter side is 64 to 127
 MIN_SIDE = 16
 MIN_AREA = 0.01  # of the squared shorter side; the smallest object sampled has 0.043
 MIN_BACKGROUND = 0.45  # share of the picture; sampled scenes leave 0.7
-MAX_SPREAD = 0.15  # root mean square distance of the background to its median
-MAX_COLOUR_DISTANCE = 0.25  # of a component's median to its palette colour
-COLOUR_MARGIN = 0.08  # by which the nearest palette colour must win
-MIN_OVERLAP = 0.84  # intersection over union with the shape that wins
-OVERLAP_MARGIN = 0.05  # by which that shape must win
+MAX_SPREAD = 0.15  # root mean square distance of the background's pixels to its median
+THICKNESS = 5  # pixels on that scale; thinner is a rim
+MAX_COLOUR_DISTANCE = 0.19  # of a component's median to its palette colour
+COLOUR_MARGIN = 0.1  # by which the nearest palette colour must win
+# intersection over union with the shape that wins; the rounder, the more blends come near it
+MIN_OVERLAP = {"circle": 0.89, "square": 0.84, "triangle": 0.76, "star": 0.76}
+OVERLAP_MARGIN = 0.06  # by which that shape must win
 # area of each shape at circumradius 1
 UNIT_AREA = {
     "circle": np.pi,
@@ -65,7 +67,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` [h, w] mask each object."""
+    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` [h, w] mask objects."""
 
     reading: Reading
     labels: np.ndarray
@@ -80,12 +82,13 @@ def read(picture: np.ndarray) -> Reading:
 def trace(picture: np.ndarray) -> Trace:
     """As `read`, together with the pixels that the reading rests on (on the averaged-down grid)."""
     full = as_picture(picture)
-    pixels, factor = _shrink(full)
+    pixels, noise, factor = _rescale(full)
     labels = _nearest(pixels)
     counts = np.bincount(labels.ravel(), minlength=len(NAMES))
     background = NAMES[counts.argmax()]
     share = counts.max() / labels.size
-    reason = _why_no_background(pixels[labels == counts.argmax()], background, share)
+    plain = labels == counts.argmax()
+    reason = _why_no_background(pixels[plain], noise[plain], background, share)
     if reason is not None:
         return Trace(Reading(None, (), reason), labels, ())
     regions = _regions(pixels, labels, int(counts.argmax()))
@@ -122,12 +125,17 @@ def as_picture(picture: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def _shrink(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Average whole blocks so that every size is read on one scale; gives the block's side too."""
-    factor = max(1, min(pixels.shape[:2]) // SIDE)
+def _rescale(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Pixels [h, w, 3] on one scale, the variance lost on the way [h, w], old pixels per new."""
+    side = min(pixels.shape[:2])
+    if side < SIDE:
+        zoom = -(-SIDE // side)
+        finer = ndimage.zoom(pixels, (zoom, zoom, 1), order=1, mode="nearest", grid_mode=True)
+        return finer, np.zeros(finer.shape[:2], np.float32), 1 / zoom
+    factor = side // SIDE
     h, w = pixels.shape[0] // factor, pixels.shape[1] // factor
     blocks = pixels[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
-    return blocks.mean((1, 3)), factor
+    return blocks.mean((1, 3)), blocks.var((1, 3)).sum(-1), factor
 
 
 def _nearest(pixels: np.ndarray) -> np.ndarray:
@@ -136,12 +144,14 @@ def _nearest(pixels: np.ndarray) -> np.ndarray:
     return np.argmin(distances, 0)
 
 
-def _why_no_background(pixels: np.ndarray, name: str, share: float) -> str | None:
+def _why_no_background(
+    pixels: np.ndarray, noise: np.ndarray, name: str, share: float
+) -> str | None:
     if name not in BACKGROUNDS:
         return f"the most common colour is {name}, which is no background"
     if share < MIN_BACKGROUND:
         return f"no plain background: {name} fills only {share:.0%}"
-    spread = np.sqrt(((pixels - np.median(pixels, 0)) ** 2).sum(-1).mean())
+    spread = np.sqrt((((pixels - np.median(pixels, 0)) ** 2).sum(-1) + noise).mean())
     if spread > MAX_SPREAD:
         return f"no plain background: {name} varies by {spread:.2f}"
     return None
@@ -151,12 +161,11 @@ def _regions(pixels: np.ndarray, labels: np.ndarray, background: int) -> list[np
     """Masks of the components, largest first.
 
     An edge between two palette colours can be nearest to a third, so only the thick part of a
-    colour (its core) seeds a component; any other pixel is of the nearest core's colour or background.
+    colour (its core) seeds a component; any other pixel is background or the nearest core's colour.
     """
-    thickness = 5 if min(labels.shape) >= SIDE else 3
     core = np.full(labels.shape, background)
     for label in np.unique(labels[labels != background]):
-        core[ndimage.binary_opening(labels == label, np.ones((thickness, thickness)))] = label
+        core[ndimage.binary_opening(labels == label, np.ones((THICKNESS, THICKNESS)))] = label
     if (core == background).all():
         return _components(_leftover(labels != background, []), min(labels.shape))
     place = ndimage.distance_transform_edt(
@@ -182,7 +191,7 @@ def _leftover(foreground: np.ndarray, regions: list[np.ndarray]) -> np.ndarray:
 
 
 def _components(mask: np.ndarray, side: int, core: np.ndarray | None = None) -> list[np.ndarray]:
-    """Connected parts of `mask`, large enough and, where `core` is given, with some of it inside."""
+    """Connected parts of `mask`, large enough and, where `core` is given, holding some of it."""
     parts, n = ndimage.label(mask)
     areas = np.bincount(parts.ravel(), minlength=n + 1)
     keep = [i for i in range(1, n + 1) if areas[i] >= MIN_AREA * side * side]
@@ -216,13 +225,18 @@ def _colour(pixels: np.ndarray) -> str | None:
 
 def _shape(region: np.ndarray, x: float, y: float) -> str | None:
     """The shape of this area at (x, y) that overlaps `region` most, None when none clearly does."""
-    rows, columns = np.mgrid[: region.shape[0], : region.shape[1]] + 0.5
+    reach = max(_circumradius(region, shape) for shape in SHAPES) + 1  # nothing is drawn beyond
+    top, left = max(0, int(y - reach)), max(0, int(x - reach))
+    window = region[top : int(y + reach) + 1, left : int(x + reach) + 1]
+    rows, columns = np.mgrid[: window.shape[0], : window.shape[1]] + 0.5
     overlaps = {}
     for shape in SHAPES:
-        drawn = signed_distance(shape, columns - x, rows - y, _circumradius(region, shape)) < 0
-        overlaps[shape] = (drawn & region).sum() / (drawn | region).sum()
+        radius = _circumradius(region, shape)
+        drawn = signed_distance(shape, columns + left - x, rows + top - y, radius) < 0
+        common = (drawn & window).sum()
+        overlaps[shape] = common / (drawn.sum() + region.sum() - common)
     first, second = sorted(overlaps, key=overlaps.get, reverse=True)[:2]
-    if overlaps[first] < MIN_OVERLAP or overlaps[first] - overlaps[second] < OVERLAP_MARGIN:
+    if overlaps[first] < MIN_OVERLAP[first] or overlaps[first] - overlaps[second] < OVERLAP_MARGIN:
         return None
     return first
 
