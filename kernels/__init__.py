@@ -1,0 +1,15 @@
+"""Attention operators on [B, H, N, D] tensors and a TokenLayout; they need torch alone."""
+
+from .layout import Segment, TokenLayout
+from .local import local_attention, local_keys
+from .merge import merge
+from .softmax import softmax_attention
+
+__all__ = [
+    "Segment",
+    "TokenLayout",
+    "local_attention",
+    "local_keys",
+    "merge",
+    "softmax_attention",
+]

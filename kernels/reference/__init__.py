@@ -1,0 +1,6 @@
+"""Oracles: small, slow, obvious and dense. They share nothing with the fast path but the layout."""
+
+from .dense import reference_softmax
+from .local import reference_local
+
+__all__ = ["reference_local", "reference_softmax"]

@@ -1,0 +1,56 @@
+"""Checks every operator makes on its tensors and options before any work."""
+
+from __future__ import annotations
+
+import torch
+
+from .layout import TokenLayout
+
+__all__ = ["check_impl", "check_positive", "check_tensors"]
+
+
+def check_tensors(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: TokenLayout | None = None
+) -> None:
+    """Raise ValueError unless q, k, v are [B, H, *, D] of one kind and fit the layout."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} must be [B, H, N, D], got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} like q, got {x.dtype}, {x.device}")
+    if k.shape != v.shape:
+        raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
+    if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} must agree in B, H and D")
+    if layout is not None:
+        _check_layout(q, k, layout)
+
+
+def _check_layout(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout) -> None:
+    if not isinstance(layout, TokenLayout):
+        raise ValueError(f"layout must be a TokenLayout, got {layout!r}")
+    for name, x in (("q", q), ("k", k)):
+        if x.shape[2] != layout.num_tokens:
+            raise ValueError(
+                f"{name} has {x.shape[2]} tokens, but {layout} holds {layout.num_tokens}; "
+                "give the layout of this call"
+            )
+
+
+def check_positive(name: str, value: int, least: int = 1) -> None:
+    """Raise ValueError unless value is an integer >= least."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_impl(impl: str | None) -> str:
+    """The implementation to run; None means "torch". A named one is never replaced by another."""
+    if impl is None or impl == "torch":
+        return "torch"
+    if impl == "triton":
+        raise NotImplementedError("impl='triton': this operator has no Triton kernel yet")
+    if impl != "reference":
+        raise ValueError(f"impl must be None, 'reference', 'torch' or 'triton', got {impl!r}")
+    return impl

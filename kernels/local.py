@@ -1,0 +1,79 @@
+"""Local attention: a grid token sees the context and the grid tokens nearer than a radius.
+
+The window is CLEAR's disc (arXiv:2412.16112 and its official masks): dy^2 + dx^2 < radius^2, strict,
+cut at the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2 < radius^2.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .branches import Branch, answer, axis_order, from_axes, to_axes
+from .counts import KeyCount, mean_within
+from .inputs import check_impl, check_positive, check_tensors
+from .layout import TokenLayout
+from .partial import partial_attention
+from .reference import reference_local
+from .tiles import Axis, tile_shape, tiled_attention, visited, window_bias
+
+__all__ = ["disc", "local_attention", "local_keys"]
+
+
+def local_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    layout: TokenLayout,
+    radius: int = 16,
+    scale: float | None = None,
+    impl: str | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attend each grid token of q, k, v [B, H, N, D] to the context and to its disc; out [B, H, N, D].
+
+    `radius` is in tokens, >= 1. Context queries are dense over all keys. `return_lse` adds lse [B, H, N].
+    """
+    check_tensors(q, k, v, layout)
+    check_positive("radius", radius)
+    if check_impl(impl) == "reference":
+        out, lse = reference_local(q, k, v, layout, radius, scale)
+        return (out, lse) if return_lse else out
+    return answer(q, k, v, layout, [disc(q, k, v, layout, radius, scale)], scale, return_lse)
+
+
+def disc(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    radius: int,
+    scale: float | None,
+) -> Branch:
+    """The grid queries' branch over their discs: out [B, H, f*h*w, D], lse [B, H, f*h*w]."""
+    grid = layout.grid
+    q, k, v = (layout.grid_of(x) for x in (q, k, v))
+    if _covers(grid, radius):
+        return partial_attention(q, k, v, None, scale)
+    bias = window_bias(q, (1, 1, 1), radius)
+    q, k, v = (to_axes(x, grid) for x in (q, k, v))
+    out, lse = tiled_attention(q, k, v, _axes(grid, radius), bias, scale)
+    return from_axes(out, grid), from_axes(lse, grid)
+
+
+def local_keys(layout: TokenLayout, radius: int) -> KeyCount:
+    """Keys per grid query of `local_attention`, the context included."""
+    check_positive("radius", radius)
+    context, grid = layout.num_context, layout.grid
+    needed = mean_within(grid, (1, 1, 1), (1, 1, 1), radius)
+    seen = layout.num_grid if _covers(grid, radius) else visited(_axes(grid, radius))
+    return KeyCount(context + needed, context + seen)
+
+
+def _covers(grid: tuple[int, int, int], radius: int) -> bool:
+    return sum((size - 1) ** 2 for size in grid) < radius**2
+
+
+def _axes(grid: tuple[int, int, int], radius: int) -> list[Axis]:
+    sizes = [grid[axis] for axis in axis_order(grid)]
+    return [Axis(*both, radius - 1) for both in zip(sizes, tile_shape(sizes), strict=True)]

@@ -1,0 +1,27 @@
+"""The oracle of local attention: one mask over all pairs of tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from ..layout import TokenLayout
+from .dense import masked_softmax
+
+__all__ = ["reference_local"]
+
+
+def reference_local(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    radius: int,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q, k, v [B, H, N, D]; returns out and lse. A query sees the context and its open disc."""
+    where = layout.coords(q.device)
+    distance = (where[:, None] - where).square().sum(-1)
+    visible = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=q.device)
+    visible[layout.grid_slice, layout.grid_slice] = distance < radius**2
+    bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, -torch.inf)
+    return masked_softmax(q, k, v, bias, scale)

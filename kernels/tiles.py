@@ -1,0 +1,179 @@
+"""Attention of a token grid to the keys around each query, in tiles.
+
+Queries are cut into tiles of a few rows and columns. For every strip of columns the keys are laid
+out once with the halo its queries can see; the key window of each tile down that strip is then an
+overlapping view of the strip, so one batched call of a fused kernel serves all its tiles, and they
+share one bias. Tiles whose window would leave the grid are merged into one taller tile at each end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from .partial import partial_attention
+
+__all__ = ["Axis", "Span", "tile_shape", "tiled_attention", "visited", "window_bias", "within"]
+
+
+class Span(NamedTuple):
+    """Queries q0 <= i < q1 of one axis and the keys k0 <= j < k1 before them; key j is token j * unit."""
+
+    q0: int
+    q1: int
+    k0: int
+    k1: int
+    unit: int = 1
+
+    def queries(self, device: torch.device) -> torch.Tensor:
+        """Token positions of the queries."""
+        return torch.arange(self.q0, self.q1, device=device)
+
+    def keys(self, device: torch.device) -> torch.Tensor:
+        """Token positions of the first token of each key."""
+        return torch.arange(self.k0, self.k1, device=device) * self.unit
+
+
+class Axis(NamedTuple):
+    """One axis of the grid: `size` tokens, one key every `unit` of them, in tiles of `tile` tokens.
+
+    A tile sees `halo` keys on either side of its own. `tile` is a multiple of `unit`.
+    """
+
+    size: int
+    tile: int
+    halo: int
+    unit: int = 1
+
+    def span(self, q0: int, q1: int) -> Span:
+        """The keys of queries q0 to q1, cut at the border."""
+        keys = -(-self.size // self.unit)
+        k0, k1 = q0 // self.unit - self.halo, -(-q1 // self.unit) + self.halo
+        return Span(q0, q1, max(0, k0), min(keys, k1), self.unit)
+
+    def spans(self) -> list[Span]:
+        """One span per tile."""
+        return [self.span(q, min(q + self.tile, self.size)) for q in range(0, self.size, self.tile)]
+
+    def runs(self) -> list[tuple[Span, int]]:
+        """(span of the first tile, number of equal tiles): the two ends as one tile each, the rest."""
+        first = -(-self.halo * self.unit // self.tile)
+        last = (self.size // self.unit - self.halo) * self.unit // self.tile
+        if last <= first:
+            return [(self.span(0, self.size), 1)]
+        start, stop = first * self.tile, last * self.tile
+        ends = [(self.span(0, start), 1)] if start else []
+        tail = [(self.span(stop, self.size), 1)] if stop < self.size else []
+        return [*ends, (self.span(start, start + self.tile), last - first), *tail]
+
+
+def within(
+    queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], cells: Sequence[int], reach: int
+) -> torch.Tensor:
+    """Whether the cell of a query and the cell of a key are closer than `reach` tokens, [queries, keys].
+
+    `queries` and `keys` are token positions along each axis, `cells` the cell's sides. The distance is
+    that of the nearest tokens of the two cells: with sides of 1, the open ball of radius `reach`.
+    """
+    rank = len(cells)
+    total = 0
+    for axis, (query, key, cell) in enumerate(zip(queries, keys, cells, strict=True)):
+        gap = ((query[:, None] // cell - key // cell).abs().sub(1) * cell + 1).clamp_min(0)
+        shape = [1] * (2 * rank)
+        shape[axis], shape[rank + axis] = gap.shape
+        total = total + (gap * gap).view(shape)
+    return (total < reach * reach).flatten(rank).flatten(0, rank - 1)
+
+
+def window_bias(
+    x: torch.Tensor, cells: Sequence[int], reach: int
+) -> Callable[[Sequence[Span]], torch.Tensor]:
+    """The bias of `tiled_attention` that hides the keys not `within` reach: 0 or -inf."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+
+    def bias(spans: Sequence[Span]) -> torch.Tensor:
+        queries = [span.queries(x.device) for span in spans]
+        keys = [span.keys(x.device) for span in spans]
+        visible = within(queries, keys, cells, reach)
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
+
+    return bias
+
+
+def tile_shape(sizes: Sequence[int], cells: Sequence[int] = (1, 1, 1)) -> list[int]:
+    """Tile sides for axes (rows, a, b): about 32 tokens in whole cells, flat along a (often frames)."""
+    across = min(8, sizes[2])
+    return [-(-side // cell) * cell for side, cell in zip((32 // across, 1, across), cells, strict=True)]
+
+
+def tiled_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    axes: Sequence[Axis],
+    bias: Callable[[Sequence[Span]], torch.Tensor],
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attend q [B, H, rows, a, b, D] to the windows of k, v [B, H, keys of rows, of a, of b, D].
+
+    `axes` describes (rows, a, b). `bias(spans)` is [queries, keys]; it may depend on where in the grid
+    the tile lies only where its window is cut. Returns out and lse in the shape of q.
+    """
+    rows, first, second = axes
+    seen: dict[tuple[tuple[int, ...], ...], torch.Tensor] = {}
+
+    def shared_bias(spans: Sequence[Span]) -> torch.Tensor:
+        key = tuple(map(_relative, spans, axes))
+        if key not in seen:
+            seen[key] = bias(spans)
+        return seen[key]
+
+    blocks = []
+    for a in first.spans():
+        strips = [_strip(q, k, v, rows, a, b, shared_bias, scale) for b in second.spans()]
+        blocks.append(_cat(strips, 4))
+    return _cat(blocks, 3)
+
+
+def _strip(q, k, v, rows, a, b, bias, scale):
+    """All tiles down the rows of one strip, the queries and keys of spans a and b."""
+    q = q[:, :, :, a.q0 : a.q1, b.q0 : b.q1]
+    k, v = (x[:, :, :, a.k0 : a.k1, b.k0 : b.k1] for x in (k, v))
+    across = k.shape[3] * k.shape[4]
+    k, v = (x.reshape(x.shape[0] * x.shape[1], -1, x.shape[-1]).contiguous() for x in (k, v))
+    pieces = []
+    for span, count in rows.runs():
+        step, length = rows.tile // rows.unit * across, (span.k1 - span.k0) * across
+        stop = span.k0 * across + length + (count - 1) * step
+        keys, values = (
+            x[:, span.k0 * across : stop].unfold(1, length, step).transpose(-1, -2) for x in (k, v)
+        )
+        block = q[:, :, span.q0 : span.q0 + count * (span.q1 - span.q0)]
+        tiles = block.reshape(k.shape[0], count, -1, q.shape[-1])
+        out, lse = partial_attention(tiles, keys, values, bias((span, a, b)), scale)
+        pieces.append((out.reshape(block.shape), lse.reshape(block.shape[:-1])))
+    return _cat(pieces, 2)
+
+
+def _relative(span: Span, axis: Axis) -> tuple[int, ...]:
+    """What a bias depends on: where the keys lie from the queries, and whether the last is cut."""
+    cut = axis.size % axis.unit if span.k1 * axis.unit > axis.size else 0
+    return span.q1 - span.q0, span.k0 * span.unit - span.q0, span.k1 - span.k0, cut
+
+
+def _cat(parts, dim):
+    if len(parts) == 1:
+        return parts[0]
+    outs, lses = zip(*parts, strict=True)
+    return torch.cat(outs, dim), torch.cat(lses, dim)
+
+
+def visited(axes: Sequence[Axis]) -> float:
+    """Keys a query is compared with in `tiled_attention`, mean over the queries."""
+    rows, *across = axes
+    total = sum((s.q1 - s.q0) * (s.k1 - s.k0) * count for s, count in rows.runs())
+    for axis in across:
+        total *= sum((s.q1 - s.q0) * (s.k1 - s.k0) for s in axis.spans())
+    return total / (rows.size * across[0].size * across[1].size)
