@@ -1,0 +1,6 @@
+"""`python -P -m foveate` is the command line."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The command line: `foveate demo`, `foveate generate`, `foveate info`.
+
+The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from .demo import demo
+from .generate import generate
+from .info import info
+from .options import console
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Attention that is sharp where it matters, for stock diffusers pipelines.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, generate, info):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what the user got wrong is one line on stderr and exit status 2."""
+    try:
+        app(arguments, prog_name="foveate")
+    except (ValueError, NotImplementedError, OSError) as error:
+        line = " ".join(str(error).split())
+        console(stderr=True).print(f"foveate: {line}")
+        sys.exit(2)

@@ -1,0 +1,119 @@
+"""`foveate generate`: one picture, from an embedded model or any diffusers folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import DTYPES, load_model
+from .options import (
+    ATTENTION,
+    Out,
+    Seed,
+    Steps,
+    check_writable,
+    console,
+    parse_size,
+    processor_of,
+)
+
+__all__ = ["generate"]
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(help="What to draw.", metavar="TEXT", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.",
+            metavar="NAME|PATH",
+        ),
+    ] = "shapes-sd",
+    attention: Annotated[
+        str, typer.Option(help="What an image token sees.", metavar="|".join(ATTENTION))
+    ] = "dense",
+    radius: Annotated[
+        int | None,
+        typer.Option(
+            help="Distance up to which tokens are seen one by one. Default: 16 local, 8 foveated.",
+            metavar="TOKENS",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False
+        ),
+    ] = None,
+    base_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the pictures the model draws best; larger ones grow in stages. "
+            "Default: what the model says.",
+            metavar="PIXELS",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    strength: Annotated[
+        float,
+        typer.Option(
+            help="How far back to noise an enlarged picture goes, in (0, 1].", metavar="X"
+        ),
+    ] = 0.7,
+    steps: Steps = 25,
+    seed: Seed = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: an accelerator, if there is one.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: float32 on the CPU, else bfloat16.",
+            metavar="|".join(DTYPES),
+            show_default=False,
+        ),
+    ] = None,
+    out: Out = Path("picture.png"),
+) -> None:
+    """Draw one picture and say what ran in each layer.
+
+    Above the model's base size the picture grows in stages: low resolution first, with dense
+    attention, then enlarged, re-noised and drawn finer with the attention asked for.
+    """
+    processor = processor_of(attention, radius)
+    check_writable(out)
+    asked = None if size is None else parse_size(size)
+    loaded = load_model(model, device, dtype)
+
+    import torch
+
+    from ..pipelines.progressive import progressive
+
+    base = loaded.base_size if base_size is None else base_size
+    width, height = (base, base) if asked is None else asked
+    start = time.perf_counter()
+    drawn = progressive(
+        loaded.pipe,
+        prompt,
+        height=height,
+        width=width,
+        steps=steps,
+        base_size=base,
+        strength=strength,
+        attention=processor,
+        generator=torch.Generator().manual_seed(seed),
+        call=loaded.call,
+    )
+    seconds = time.perf_counter() - start
+    drawn.images[0].save(out)
+    stages = ", then ".join(f"{w}x{h}" for h, w in drawn.sizes)
+    console().print("stock attention in every layer" if drawn.report is None else drawn.report)
+    console().print(f"drew {stages} px in {seconds:.1f} s, wrote {out}")

@@ -1,0 +1,67 @@
+"""Options that several commands share, and how what is typed becomes what the package takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from ..attn_processors.base import AttnProcessor
+
+__all__ = [
+    "ATTENTION",
+    "Out",
+    "Seed",
+    "Steps",
+    "check_writable",
+    "console",
+    "parse_size",
+    "processor_of",
+]
+
+ATTENTION = ("dense", "local", "foveated")
+
+Out = Annotated[Path, typer.Option(help="Picture to write.", metavar="FILE")]
+Steps = Annotated[int, typer.Option(help="Denoising steps.", metavar="N", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.", metavar="N", min=0)]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where a command prints; text is shown as it is, and lines are left to the terminal."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "256x192"."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower())
+    if found is None:
+        raise ValueError(f"--size must be WIDTHxHEIGHT in pixels, such as 256x192, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def processor_of(attention: str, radius: int | None) -> AttnProcessor | None:
+    """The processor of a kind of attention, None for the pipeline's own."""
+    if attention not in ATTENTION:
+        raise ValueError(f"--attention must be {', '.join(ATTENTION)}, got {attention!r}")
+    if attention == "dense":
+        if radius is not None:
+            raise ValueError("--radius is for local and foveated attention; dense sees everything")
+        return None
+    from ..attn_processors import FoveatedAttnProcessor, LocalAttnProcessor
+
+    kind = {"local": LocalAttnProcessor, "foveated": FoveatedAttnProcessor}[attention]
+    return kind() if radius is None else kind(radius=radius)
+
+
+def check_writable(out: Path) -> None:
+    """Before minutes are spent: a folder that is there, and a picture format."""
+    from PIL import Image
+
+    if not out.parent.is_dir():
+        raise ValueError(f"--out names a folder that does not exist: {out.parent}")
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--out must end in .png or another picture format, got {out.name!r}")
