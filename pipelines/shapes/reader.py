@@ -27,8 +27,11 @@ THICKNESS = 5  # pixels on that scale; thinner is a rim
 MAX_COLOUR_DISTANCE = 0.19  # of a component's median to its palette colour
 COLOUR_MARGIN = 0.1  # by which the nearest palette colour must win
 # intersection over union with the shape that wins; the rounder, the more blends come near it
-MIN_OVERLAP = {"circle": 0.89, "square": 0.84, "triangle": 0.76, "star": 0.76}
-OVERLAP_MARGIN = 0.06  # by which that shape must win
+MIN_OVERLAP = {"circle": 0.89, "square": 0.84, "triangle": 0.8, "star": 0.8}
+OVERLAP_MARGIN = 0.05  # by which that shape must win
+SOFTNESS = (
+    1.5  # pixels on that scale; corners of the drawn shapes are rounded as an autoencoder does
+)
 # area of each shape at circumradius 1
 UNIT_AREA = {
     "circle": np.pi,
@@ -95,7 +98,7 @@ def trace(picture: np.ndarray) -> Trace:
     found = [_name(pixels, region) for region in regions]
     scale = (factor / full.shape[1], factor / full.shape[0], factor / min(full.shape[:2]))
     objects = tuple(
-        FoundObject(colour, shape, *(v * s for v, s in zip(place, scale, strict=True)))
+        FoundObject(colour, shape, *(float(v * s) for v, s in zip(place, scale, strict=True)))
         for colour, shape, place in found
     )
     if objects and not any(thing.is_clear for thing in objects):
@@ -225,14 +228,15 @@ def _colour(pixels: np.ndarray) -> str | None:
 
 def _shape(region: np.ndarray, x: float, y: float) -> str | None:
     """The shape of this area at (x, y) that overlaps `region` most, None when none clearly does."""
-    reach = max(_circumradius(region, shape) for shape in SHAPES) + 1  # nothing is drawn beyond
+    reach = max(_circumradius(region, shape) for shape in SHAPES) + 2  # nothing is drawn beyond
     top, left = max(0, int(y - reach)), max(0, int(x - reach))
     window = region[top : int(y + reach) + 1, left : int(x + reach) + 1]
     rows, columns = np.mgrid[: window.shape[0], : window.shape[1]] + 0.5
     overlaps = {}
     for shape in SHAPES:
         radius = _circumradius(region, shape)
-        drawn = signed_distance(shape, columns + left - x, rows + top - y, radius) < 0
+        distance = signed_distance(shape, columns + left - x, rows + top - y, radius)
+        drawn = ndimage.gaussian_filter(np.clip(0.5 - distance, 0, 1), SOFTNESS) > 0.5
         common = (drawn & window).sum()
         overlaps[shape] = common / (drawn.sum() + region.sum() - common)
     first, second = sorted(overlaps, key=overlaps.get, reverse=True)[:2]
