@@ -1,0 +1,83 @@
+"""A processor: an operator with its options, for `foveate.apply` and `set_attn_processor`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..kernels.counts import KeyCount
+from ..kernels.layout import TokenLayout
+from .rotary import RotaryReader
+from .stock import check_grid, run_stock
+
+__all__ = ["AttnProcessor"]
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class AttnProcessor:
+    """Base of the processors; a subclass adds its options and `attend`.
+
+    grid: (rows, columns) or (frames, rows, columns) of image tokens at the model's top level, for
+        `set_attn_processor`, which tells a processor nothing of the model. `foveate.apply` reads
+        it.
+    """
+
+    grid: tuple[int, ...] | None = None
+    # diffusers writes these two on every processor that has them
+    _attention_backend: ClassVar[Any] = None
+    _parallel_config: ClassVar[Any] = None
+
+    def __post_init__(self) -> None:
+        self.grid = check_grid(self.grid)
+        self.rotary_reader = RotaryReader()
+
+    @property
+    def operator_name(self) -> str:
+        """Short name for reports: "local" for LocalAttnProcessor."""
+        return type(self).__name__.removesuffix("AttnProcessor").lower()
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        layout: TokenLayout,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """Attention of q, k, v [B, H, N, D] laid out as `layout`; scale None means 1 / sqrt(D)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define attend")
+
+    def count_keys(self, layout: TokenLayout) -> KeyCount:
+        """Keys a grid query needs, and keys it is compared with."""
+        raise NotImplementedError(f"{type(self).__name__} does not define count_keys")
+
+    # every argument is named: diffusers drops those that the signature does not show
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        temb: torch.Tensor | None = None,
+        ip_hidden_states: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        return run_stock(
+            self,
+            attn,
+            hidden_states,
+            encoder_hidden_states,
+            attention_mask,
+            image_rotary_emb,
+            temb,
+            ip_hidden_states,
+        )
+
+    def __repr__(self) -> str:
+        options = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        shown = ", ".join(f"{name}={value!r}" for name, value in options if value is not None)
+        return f"{type(self).__name__}({shown})"

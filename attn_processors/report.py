@@ -1,0 +1,160 @@
+"""What ran, layer by layer, and why a layer ran dense."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..kernels.counts import KeyCount
+from .layer import Layer
+from .tracker import Tracker
+
+__all__ = ["LayerReport", "Recorder", "Report"]
+
+logger = logging.getLogger(__name__)
+
+_UNSEEN = "not seen: compiled with gradients on, or skipped by a cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One attention layer over the last run.
+
+    operator: what ran: an operator's name, "dense", both joined by "+", or "-" when no forward was
+        seen.
+    forwards, dense_forwards: forwards of the model in which the operator and the stock softmax ran
+        here.
+    tokens: of the last call of the operator; None when dense.
+    keys: what one image query of that call needs and is compared with, means; None when dense.
+    reason: why dense.
+    """
+
+    layer: str
+    kind: str
+    operator: str
+    forwards: int
+    dense_forwards: int
+    tokens: int | None
+    keys: KeyCount | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The layers of one model, in the order of its modules; `print` shows a table."""
+
+    layers: tuple[LayerReport, ...]
+    forwards: int
+    processors: tuple[str, ...]
+
+    def __str__(self) -> str:
+        ran = sum(row.forwards > 0 for row in self.layers)
+        title = f"{', '.join(self.processors)}: ran in {ran} of {len(self.layers)} layers, "
+        title += f"{self.forwards} forwards"
+        header = (
+            "layer",
+            "kind",
+            "ran",
+            "forwards",
+            "tokens",
+            "keys/query",
+            "of dense",
+            "dense because",
+        )
+        table = [header, *(_cells(row) for row in self.layers)]
+        widths = [max(len(cells[i]) for cells in table) for i in range(len(header))]
+        lines = (
+            "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
+            for cells in table
+        )
+        return "\n".join((title, *lines))
+
+
+def _cells(row: LayerReport) -> tuple[str, ...]:
+    total = row.forwards + row.dense_forwards
+    return (
+        row.layer,
+        row.kind,
+        row.operator,
+        f"{row.forwards}/{total}" if total else "",
+        "" if row.tokens is None else str(row.tokens),
+        "" if row.keys is None else f"{row.keys.visited:.1f}",
+        "" if row.keys is None else f"{row.keys.visited / row.tokens:.1%}",
+        row.reason,
+    )
+
+
+class Recorder:
+    """Forward hook: settles each layer after every forward, starting anew with every run.
+
+    A run begins when the scheduler makes new timesteps; without a pipeline everything since `apply`
+    is one run.
+    """
+
+    def __init__(self, layers: Sequence[Layer], tracker: Tracker) -> None:
+        self.layers = tuple(layers)
+        self.tracker = tracker
+        self.forwards = 0
+        self._schedule: torch.Tensor | None = None
+        self._logged: set[str] = set()
+
+    @torch.compiler.disable
+    def __call__(self, model: nn.Module, args: tuple, output: Any) -> None:
+        if self.tracker.schedule is not self._schedule:
+            self._schedule = self.tracker.schedule
+            self.forwards = 0
+            for layer in self.layers:
+                layer.reset()
+        self.forwards += 1
+        for layer in self.layers:
+            self.log_once(layer.name, layer.settle())
+
+    def log_once(self, name: str, reason: str | None) -> None:
+        """One warning per reason, naming the first layer."""
+        if reason is None or reason in self._logged:
+            return
+        self._logged.add(reason)
+        logger.warning("%s runs dense: %s (further layers: see report())", name, reason)
+
+    def report(self, replaced: dict[str, str]) -> Report:
+        """The report so far; `replaced` maps layers that lost our processor to what they hold."""
+        processors = dict.fromkeys(
+            repr(p) for p in (layer.processor for layer in self.layers) if p is not None
+        )
+        rows = tuple(self._row(layer, replaced.get(layer.name)) for layer in self.layers)
+        return Report(rows, self.forwards, tuple(processors))
+
+    def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
+        layout = next(reversed(layer.layouts), None)
+        dense = sum(layer.reasons.values())
+        reasons = [f"{reason} ({count}x)" for reason, count in layer.reasons.items()]
+        if replaced is not None:
+            reasons.append(f"processor replaced by {replaced} since: remove() and apply again")
+        elif layer.untouched is not None:
+            reasons.append(layer.untouched)
+        elif self.forwards and not layer.layouts and not dense:
+            reasons.append(_UNSEEN)
+        return LayerReport(
+            layer=layer.name,
+            kind=layer.kind,
+            operator=_operator_name(layer, self.forwards),
+            forwards=sum(layer.layouts.values()),
+            dense_forwards=dense,
+            tokens=None if layout is None else layout.num_tokens,
+            keys=None if layout is None else layer.processor.count_keys(layout),
+            reason="; ".join(reasons),
+        )
+
+
+def _operator_name(layer: Layer, forwards: int) -> str:
+    if layer.processor is None:
+        return "dense"
+    names = [layer.processor.operator_name] if layer.layouts else []
+    if layer.reasons:
+        names.append("dense")
+    return "+".join(names) or "-"

@@ -1,0 +1,99 @@
+"""Where a denoiser is: the token layouts of the present forward and its place in the schedule.
+
+Read at every forward, by a pre-hook on the model, from the arguments of the model's own `forward`;
+calls are never counted, so skipped, repeated or interrupted steps cannot put it out.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..kernels.layout import TokenLayout
+from .layouts import Family
+
+__all__ = ["Tracker"]
+
+_TRAINING_STEPS = 1000
+
+
+class Tracker:
+    """Forward pre-hook of one model; what it read stays on it.
+
+    layouts: token count -> layout of the self-attention and joint calls of this forward.
+    active: whether this forward lies in the window `steps`, fractions of the schedule from 0
+        (noise) to 1.
+    schedule: the scheduler's timesteps of this run, None without a pipeline.
+    """
+
+    def __init__(
+        self, model: nn.Module, family: Family, pipe: object, steps: tuple[float, float] | None
+    ) -> None:
+        self.family = family
+        self.steps = steps
+        self.layouts: dict[int, TokenLayout] = {}
+        self.active = True
+        self.schedule: torch.Tensor | None = None
+        self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self._pipe = None if pipe is None else weakref.ref(pipe)
+        self._key: tuple = ()
+        self._source: weakref.ref | None = None
+
+    # runs outside the graph of a compiled root module, so reading values here breaks no graph
+    @torch.compiler.disable
+    def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self.schedule = self._read_schedule()
+        self._read_layouts(model, arguments)
+        if self.steps is not None:
+            self.active = self._is_inside(self._progress(arguments))
+
+    def _read_layouts(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
+        source = None if self.family.source is None else arguments[self.family.source]
+        key = tuple(
+            (n, tuple(a.shape)) for n, a in arguments.items() if isinstance(a, torch.Tensor)
+        )
+        same_source = source is None or (self._source is not None and self._source() is source)
+        if key == self._key and same_source:
+            return
+        self.layouts = {
+            layout.num_tokens: layout for layout in self.family.layouts(model, arguments)
+        }
+        self._key, self._source = key, None if source is None else weakref.ref(source)
+
+    def _read_schedule(self) -> torch.Tensor | None:
+        pipe = None if self._pipe is None else self._pipe()
+        return None if pipe is None else getattr(pipe.scheduler, "timesteps", None)
+
+    def _progress(self, arguments: Mapping[str, Any]) -> float:
+        """Place of this forward's timestep in the schedule, as a fraction: step i of n is i / n."""
+        timestep = torch.as_tensor(arguments[self.family.timestep]).detach().float()
+        timestep = float(timestep.max()) * self.family.timestep_scale
+        if self.schedule is None:
+            return 1 - timestep / _TRAINING_STEPS
+        # the nearest: half-precision models see a rounded timestep
+        step = int((self.schedule.float() - timestep).abs().argmin())
+        return step / len(self.schedule)
+
+    def _is_inside(self, progress: float) -> bool:
+        start, end = self.steps
+        return start <= progress < end or (end == 1 and progress >= start)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # weak references do not pickle; without its pipeline a tracker goes by the timestep alone
+        return {**vars(self), "_pipe": None, "_source": None, "_key": (), "schedule": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tracker:
+        # a copied pipeline has its own schedule; memo knows the copy being made
+        new = object.__new__(Tracker)
+        memo[id(self)] = new
+        vars(new).update(self.__getstate__())
+        pipe = None if self._pipe is None else self._pipe()
+        if pipe is not None:
+            new._pipe = weakref.ref(memo.get(id(pipe), pipe))
+        return new
