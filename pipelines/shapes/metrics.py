@@ -141,7 +141,8 @@ def _leak(seen: Trace, ask: Ask) -> float:
 
     Foreground is what is not nearest to the background's colour, without the rim of every component
     (1 px inside, 2 px outside), where mixed colours mean nothing. The region of an asked object is
-    its component; where the pair was not found, the components of its colour of undecided shape.
+    its component; where the pair was not found, the components of its colour of undecided shape
+    that do not lie in another component.
     """
     counted = seen.labels != NAMES.index(seen.reading.background)
     for region in seen.regions:
@@ -162,8 +163,10 @@ def _leak(seen: Trace, ask: Ask) -> float:
 def _own_regions(seen: Trace, ask: Ask, colour: str) -> list[np.ndarray]:
     """Where `colour` may be: as many components of each pair as asked, else the undecided ones."""
     by_pair = {}
+    covers = np.sum(seen.regions, 0)
     for thing, region in zip(seen.reading.objects, seen.regions, strict=True):
-        by_pair.setdefault((thing.colour, thing.shape), []).append(region)
+        if thing.shape is not None or not (covers[region] > 1).any():
+            by_pair.setdefault((thing.colour, thing.shape), []).append(region)
     own = []
     for pair, times in Counter(ask.objects).items():
         if pair[0] == colour:
