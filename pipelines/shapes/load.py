@@ -1,0 +1,54 @@
+"""The embedded models: stock diffusers pipelines with trained weights that travel inside the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, FluxPipeline
+
+__all__ = ["MODELS", "ShapesModel", "load_shapes", "weights_folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShapesModel:
+    """What a caller should know of an embedded model: its base size and the call arguments it likes."""
+
+    folder: str
+    base_size: int  # pixels
+    call: dict[str, float | int | str]
+
+
+MODELS = {
+    "sd": ShapesModel("shapes-sd", 64, {"guidance_scale": 3.0}),
+    "flux": ShapesModel(
+        "shapes-flux",
+        64,
+        {
+            "guidance_scale": 1.0,
+            "true_cfg_scale": 3.0,
+            "negative_prompt": "",
+            "max_sequence_length": 32,
+        },
+    ),
+}
+
+
+def weights_folder(name: str) -> Path:
+    """Folder of the embedded model `name` ("sd", "flux"), as `save_pretrained` writes it."""
+    if name not in MODELS:
+        raise ValueError(
+            f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, MODELS))}"
+        )
+    return Path(__file__).parent / "weights" / MODELS[name].folder
+
+
+def load_shapes(name: str, torch_dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """The embedded pipeline `name` ("sd": StableDiffusionPipeline, "flux": FluxPipeline), offline."""
+    pipe = DiffusionPipeline.from_pretrained(
+        weights_folder(name), torch_dtype=torch_dtype, local_files_only=True
+    )
+    if isinstance(pipe, FluxPipeline):  # its constructor fixes 128, whatever the model
+        pipe.default_sample_size = MODELS[name].base_size // pipe.vae_scale_factor
+    return pipe

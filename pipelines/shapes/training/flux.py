@@ -1,0 +1,153 @@
+"""Train `shapes-flux`: a FluxPipeline with joint and single-stream blocks, by flow matching."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from .data import LatentSet, latent_set
+from .loop import TrainingConfig, train
+from .schedule import Curriculum
+from .unet import UNCONDITIONAL
+
+__all__ = ["build_scheduler", "build_transformer", "main"]
+
+CONFIG = TrainingConfig(steps=6_500, learning_rate=1e-3, ema=0.9985, warmup=300)
+CURRICULUM = Curriculum(
+    stages=((0.15, 32, 32), (1.0, 64, 32)), extra=((96, 12), (128, 8)), extra_share=0.06
+)
+TEXT_LENGTHS = (
+    20,
+    24,
+    28,
+    40,
+)  # padded lengths seen in training, so that the length may vary later
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,  # four latent channels, packed two by two
+        num_layers=2,
+        num_single_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=128,
+        pooled_projection_dim=128,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """No shift at the base size (64 tokens), growing with the number of tokens."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_image_seq_len=64,
+        max_image_seq_len=4096,
+        base_shift=0.3,
+        max_shift=1.5,
+    )
+
+
+class Denoiser(nn.Module):
+    """What is trained: the transformer and the T5 encoder; the pooled CLIP encoder stays as it is."""
+
+    def __init__(self, transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel):
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+
+class FlowLoss:
+    """Flow matching (arXiv:2210.02747, Eq. 23): v = noise - x at x_t = (1 - t) x + t noise."""
+
+    def __init__(self, clip, clip_tokenizer, t5_tokenizer, sets: dict[int, LatentSet]):
+        self.clip, self.clip_tokenizer, self.t5_tokenizer = clip, clip_tokenizer, t5_tokenizer
+        self.sets = sets
+
+    def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
+        side, size = CURRICULUM.at(step / CONFIG.steps, generator)
+        x, captions = self.sets[side].batch(size, generator)
+        dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
+        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
+        pooled = self._pooled(captions)
+        ids = self._ids(captions, generator)
+        x = FluxPipeline._pack_latents(x, *x.shape)  # [B, tokens, 16]
+        noise = torch.randn(x.shape, generator=generator)
+        t = torch.sigmoid(
+            torch.randn(size, generator=generator) + 0.4
+        )  # logit-normal, early steps favoured
+        noisy = torch.lerp(x, noise, t.view(-1, 1, 1))
+        v = model.transformer(
+            hidden_states=noisy,
+            encoder_hidden_states=model.text_encoder(ids).last_hidden_state,
+            pooled_projections=pooled,
+            timestep=t,
+            img_ids=_img_ids(side // 8),
+            txt_ids=torch.zeros(ids.shape[1], 3),
+        ).sample
+        return (v - (noise - x)).square().mean()
+
+    @torch.no_grad()
+    def _pooled(self, captions: list[str]) -> torch.Tensor:
+        length = self.clip_tokenizer.model_max_length
+        ids = self.clip_tokenizer(
+            captions, padding="max_length", max_length=length, return_tensors="pt"
+        ).input_ids
+        return self.clip(ids).pooler_output
+
+    def _ids(self, captions: list[str], generator: torch.Generator) -> torch.Tensor:
+        which = int(torch.randint(len(TEXT_LENGTHS), (), generator=generator))
+        return self.t5_tokenizer(
+            captions, padding="max_length", max_length=TEXT_LENGTHS[which], return_tensors="pt"
+        ).input_ids
+
+
+def _img_ids(side: int) -> torch.Tensor:
+    return FluxPipeline._prepare_latent_image_ids(1, side, side, "cpu", torch.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/flux"))
+    parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
+    parser.add_argument("--text", type=Path, default=Path("runs/text"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(CONFIG.seed)
+    vae = AutoencoderTiny.from_pretrained(arguments.vae)
+    clip = CLIPTextModel.from_pretrained(arguments.text / "clip" / "encoder").eval()
+    clip_tokenizer = CLIPTokenizer.from_pretrained(arguments.text / "clip" / "tokenizer")
+    t5 = T5EncoderModel.from_pretrained(arguments.text / "t5" / "encoder")
+    t5_tokenizer = T5Tokenizer.from_pretrained(arguments.text / "t5" / "tokenizer")
+    cache = arguments.out.parent / "latents"
+    sets = {s: latent_set(vae, s, n, 1, cache) for s, n in CURRICULUM.set_sizes().items()}
+
+    def save(average: Denoiser, step: int) -> None:
+        FluxPipeline(
+            vae=vae,
+            text_encoder=clip,
+            tokenizer=clip_tokenizer,
+            text_encoder_2=average.text_encoder,
+            tokenizer_2=t5_tokenizer,
+            transformer=average.transformer,
+            scheduler=build_scheduler(),
+        ).save_pretrained(arguments.out / "pipeline")
+
+    loss_of = FlowLoss(clip, clip_tokenizer, t5_tokenizer, sets)
+    train(Denoiser(build_transformer(), t5), loss_of, arguments.out, CONFIG, save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Train `shapes-sd`: a StableDiffusionPipeline with attention at every level, v-prediction, zero terminal SNR."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .data import LatentSet, latent_set
+from .loop import TrainingConfig, train
+from .schedule import Curriculum
+from .tokenizers import TEXT_LENGTH
+
+__all__ = ["build_scheduler", "build_unet", "main"]
+
+CONFIG = TrainingConfig(steps=7_500, learning_rate=1e-3, ema=0.9985, warmup=200)
+CURRICULUM = Curriculum(
+    stages=((0.45, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
+)
+UNCONDITIONAL = 0.1
+MIN_SNR = 5.0
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4),  # diffusers' name for the number of heads: 32 channels a head
+        cross_attention_dim=128,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+class Denoiser(nn.Module):
+    """What is trained: the UNet and the text encoder that feeds it."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+
+class VLoss:
+    """v-prediction loss with min-SNR weights (arXiv:2303.09556, Eq. 3, in its v form)."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, sets: dict[int, LatentSet]):
+        self.tokenizer, self.sets = tokenizer, sets
+        self.alphas = build_scheduler().alphas_cumprod
+
+    def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
+        side, size = CURRICULUM.at(step / CONFIG.steps, generator)
+        x, captions = self.sets[side].batch(size, generator)
+        dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
+        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
+        t = torch.randint(len(self.alphas), (size,), generator=generator)
+        noise = torch.randn(x.shape, generator=generator)
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        text = model.text_encoder(tokenize(self.tokenizer, captions)).last_hidden_state
+        noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
+        v = model.unet(noisy, t, text).sample
+        error = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean((1, 2, 3))
+        snr = self.alphas[t] / (1 - self.alphas[t])
+        return (error * snr.clamp(max=MIN_SNR) / (snr + 1) * 2).mean()
+
+
+def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
+    return tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+    ).input_ids
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/sd"))
+    parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
+    parser.add_argument("--text", type=Path, default=Path("runs/text/clip"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(CONFIG.seed)
+    vae = AutoencoderTiny.from_pretrained(arguments.vae)
+    tokenizer = CLIPTokenizer.from_pretrained(arguments.text / "tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(arguments.text / "encoder")
+    cache = arguments.out.parent / "latents"
+    sets = {s: latent_set(vae, s, n, 1, cache) for s, n in CURRICULUM.set_sizes().items()}
+    unet = build_unet().to(memory_format=torch.channels_last)
+
+    def save(average: Denoiser, step: int) -> None:
+        StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=average.text_encoder,
+            tokenizer=tokenizer,
+            unet=average.unet,
+            scheduler=build_scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(arguments.out / "pipeline")
+
+    train(Denoiser(unet, text_encoder), VLoss(tokenizer, sets), arguments.out, CONFIG, save)
+
+
+if __name__ == "__main__":
+    main()
