@@ -115,5 +115,6 @@ def generate(
     seconds = time.perf_counter() - start
     drawn.images[0].save(out)
     stages = ", then ".join(f"{w}x{h}" for h, w in drawn.sizes)
-    console().print("stock attention in every layer" if drawn.report is None else drawn.report)
+    ran = "stock attention in every layer" if drawn.report is None else str(drawn.report)
+    console().print(ran)
     console().print(f"drew {stages} px in {seconds:.1f} s, wrote {out}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .models import EMBEDDED, devices
+from .models import EMBEDDED, devices, quieten
 from .options import console
 
 __all__ = ["info"]
@@ -19,6 +19,7 @@ def info() -> None:
     """Show versions, devices, processors and embedded models."""
     import torch
 
+    quieten()
     for table in (_versions(), _processors(), _models()):
         console().print(table)
     console().print(f"devices: {', '.join(devices())} ({torch.get_num_threads()} threads)")

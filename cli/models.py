@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["DTYPES", "EMBEDDED", "Model", "devices", "load_model"]
+__all__ = ["DTYPES", "EMBEDDED", "Model", "devices", "load_model", "quieten"]
 
 EMBEDDED = {"shapes-sd": "sd", "shapes-flux": "flux"}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -28,8 +28,6 @@ class Model:
 def load_model(name: str, device: str | None = None, dtype: str | None = None) -> Model:
     """`device` None takes an accelerator where there is one, `dtype` None what suits the device."""
     import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
 
     if dtype not in (None, *DTYPES):
         raise ValueError(f"--dtype must be {', '.join(DTYPES)}, got {dtype!r}")
@@ -39,9 +37,7 @@ def load_model(name: str, device: str | None = None, dtype: str | None = None) -
         raise ValueError(f"--device must be {', '.join(present)} here, got {device!r}")
     torch_dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch_dtype = torch_dtype if dtype is None else getattr(torch, dtype)
-    # embedded models load in a blink
-    for bars in (diffusers_logging, transformers_logging) if name in EMBEDDED else ():
-        bars.disable_progress_bar()
+    quieten()
     model = _embedded(name, torch_dtype) if name in EMBEDDED else _folder(name, torch_dtype)
     model.pipe.to(device)
     return model
@@ -53,6 +49,19 @@ def devices() -> list[str]:
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return ["cpu"] if accelerator is None else [accelerator.type, "cpu"]
+
+
+def quieten() -> None:
+    """Errors only from the libraries: what they warn of concerns other models and other code."""
+    # transformers first: it already warns while diffusers is imported
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
 
 
 def _embedded(name, torch_dtype) -> Model:
@@ -73,5 +82,5 @@ def _folder(name, torch_dtype) -> Model:
             f"--model must be {', '.join(EMBEDDED)} or a folder with a model_index.json, "
             f"as save_pretrained writes it; got {name!r}"
         )
-    pipe = DiffusionPipeline.from_pretrained(name, torch_dtype=torch_dtype, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(name, dtype=torch_dtype, local_files_only=True)
     return Model(pipe=pipe, base_size=base_side(pipe), call={})

@@ -58,7 +58,8 @@ class Drawing:
 class Summary:
     """One method on one model.
 
-    tokens, keys: of the attention layer with most tokens, at full size; keys are per query.
+    tokens, keys: of the attention layer with most tokens, at full size; keys are those a query is
+        compared with, mean over its queries.
     largest_tensor: bytes, in one step at full size.
     """
 
@@ -171,7 +172,7 @@ def _work(
         )
         rows = [row for row in handle.report().layers if row.tokens is not None]
     top = max(rows, key=lambda row: row.tokens)
-    return top.tokens, top.keys, largest.num_bytes
+    return top.tokens, top.keys.visited, largest.num_bytes
 
 
 @contextmanager

@@ -160,11 +160,22 @@ def _run(
     arguments |= {
         name: n for name, n in zip(("height", "width"), size, strict=True) if name in known
     }
-    if attention is None:
-        return pipe(**arguments).images, None
-    with apply(pipe, attention) as handle:
-        images = pipe(**arguments).images
-        return images, handle.report()
+    with _bar_titled(pipe, f"{size[1]}x{size[0]}"):
+        if attention is None:
+            return pipe(**arguments).images, None
+        with apply(pipe, attention) as handle:
+            images = pipe(**arguments).images
+            return images, handle.report()
+
+
+@contextmanager
+def _bar_titled(pipe: DiffusionPipeline, title: str) -> Iterator[None]:
+    config = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**{"desc": title, **config})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**config)
 
 
 def _enlarge(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -1,0 +1,156 @@
+"""The command line: pictures and reports, and one clear line for every mistake."""
+
+import importlib
+import json
+
+import pytest
+from PIL import Image
+from tiny_pipelines import Tiny
+
+from foveate.cli import main
+from foveate.cli.models import Model
+
+demo_module = importlib.import_module("foveate.cli.demo")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny pipelines as `save_pretrained` writes them."""
+    root = tmp_path_factory.mktemp("models")
+    for name in ("sd", "flux"):
+        Tiny(name).pipe.save_pretrained(root / name)
+    (root / "empty").mkdir()
+    return root
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line; gives (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return call
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("info",)])
+def test_help(run, command):
+    code, out, _ = run(*command, "--help")
+    assert code == 0
+    assert "Usage: foveate" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "size", "stages"),
+    [("sd", 32, "64x48", "40x24, then 64x48"), ("flux", 12, "20x16", "14x10, then 20x16")],
+)
+@pytest.mark.parametrize("attention", ["dense", "local", "foveated"])
+def test_generate_in_stages(run, folders, tmp_path, name, base, size, stages, attention):
+    out = tmp_path / "picture.png"
+    arguments = ["--model", folders / name, "--prompt", "a cat", "--attention", attention]
+    arguments += ["--size", size, "--base-size", base, "--steps", 2, "--out", out]
+    arguments += [] if attention == "dense" else ["--radius", 2]
+    code, printed, _ = run("generate", *arguments)
+    assert code == 0
+    with Image.open(out) as picture:
+        assert "{}x{}".format(*picture.size) == size
+    assert f"drew {stages} px" in printed
+    assert str(out) in printed
+    report = "stock attention" if attention == "dense" else "AttnProcessor(radius=2"
+    assert report in printed
+
+
+def test_generate_is_seeded(run, folders, tmp_path):
+    def draw(seed):
+        out = tmp_path / "picture.png"
+        arguments = ["--model", folders / "flux", "--prompt", "a cat", "--size", "16x12"]
+        assert run("generate", *arguments, "--steps", 2, "--seed", seed, "--out", out)[0] == 0
+        return out.read_bytes()
+
+    assert draw(3) == draw(3) != draw(4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no/such/folder"], "--model must be shapes-sd, shapes-flux or a folder"),
+        (["--model", "{empty}"], "with a model_index.json"),
+        (["--size", "large"], "--size must be WIDTHxHEIGHT in pixels, such as 256x192"),
+        (["--size", "64"], "--size must be WIDTHxHEIGHT"),
+        (["--size", "0x64"], "--size must be WIDTHxHEIGHT"),
+        (["--size", "64x100"], "height must be a positive multiple of 8"),
+        (["--size", "64x100"], "got 100; nearest: 96 or 104"),
+        (["--attention", "locl"], "--attention must be dense, local, foveated, got 'locl'"),
+        (["--attention", "local", "--radius", "0"], "radius must be"),
+        (["--attention", "dense", "--radius", "8"], "--radius is for local and foveated"),
+        (["--strength", "0", "--size", "64x64"], "strength must be in (0, 1], got 0.0"),
+        (["--device", "abacus"], "--device must be"),
+        (["--dtype", "int8"], "--dtype must be float32, bfloat16, float16"),
+        (["--out", "no_such_folder/picture.png"], "--out names a folder that does not exist"),
+        (["--out", "picture.txt"], "--out must end in .png"),
+    ],
+)
+def test_mistakes_are_one_line(run, folders, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = [str(folders / "empty") if a == "{empty}" else a for a in arguments]
+    model = ["--model", folders / "sd"]
+    code, out, err = run("generate", *model, "--prompt", "a cat", "--base-size", 32, *given)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("foveate: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["generate"], ["generate", "--no-such"], ["draw"]])
+def test_usage_errors(run, arguments):
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Error" in err
+
+
+def test_demo_on_stand_ins(run, tmp_path, monkeypatch):
+    """The whole command on random weights: the embedded models have tests of their own."""
+    tinies = {"shapes-sd": Tiny("sd"), "shapes-flux": Tiny("flux")}
+
+    def load_model(name, device):
+        tiny = tinies[name]
+        call = {key: value for key, value in tiny.arguments.items() if key != "prompt"}
+        return Model(pipe=tiny.pipe, base_size=16, call=call)
+
+    monkeypatch.setattr(demo_module, "load_model", load_model)
+    out = tmp_path / "demo.png"
+    caption = "a red circle on a teal background"
+    arguments = ["--size", "32x32", "--steps", 2, "--radius", 2, "--prompt", caption]
+    code, printed, _ = run("demo", *arguments, "--out", out)
+    assert code == 0
+    with Image.open(out) as picture:
+        assert picture.width > 6 * 256
+    figures = json.loads(out.with_suffix(".json").read_text())
+    assert figures["prompts"] == [caption]
+    rows = figures["rows"]
+    assert [row["method"] for row in rows] == ["dense", "local 2", "foveated 2"] * 2
+    assert all(word in printed for word in ("shapes-sd", "shapes-flux", "keys/query", "PSNR"))
+    for dense, local, foveated in (rows[:3], rows[3:]):
+        assert dense["psnr_to_dense_db"] is None
+        assert dense["keys_per_query"] == dense["tokens"] == local["tokens"]
+        assert 10 < local["psnr_to_dense_db"]
+        assert 10 < foveated["psnr_to_dense_db"]
+        assert all(row["seconds"] > 0 and row["largest_tensor_bytes"] > 0 for row in rows)
+
+
+def test_demo_refuses_a_foreign_prompt(run, tmp_path):
+    code, _, err = run("demo", "--prompt", "a cat", "--out", tmp_path / "demo.png")
+    assert code == 2
+    assert "caption 'a cat' is not of the form" in err
+
+
+def test_info(run):
+    code, out, _ = run("info")
+    assert code == 0
+    for word in ("torch", "diffusers", "LocalAttnProcessor", "shapes-flux", "64 px", "cpu"):
+        assert word in out
