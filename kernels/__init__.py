@@ -1,5 +1,6 @@
 """Attention operators on [B, H, N, D] tensors and a TokenLayout; they need torch alone."""
 
+from .foveated import foveated_attention, foveated_keys
 from .layout import Segment, TokenLayout
 from .local import local_attention, local_keys
 from .merge import merge
@@ -8,6 +9,8 @@ from .softmax import softmax_attention
 __all__ = [
     "Segment",
     "TokenLayout",
+    "foveated_attention",
+    "foveated_keys",
     "local_attention",
     "local_keys",
     "merge",

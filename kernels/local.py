@@ -6,6 +6,8 @@ cut at the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .branches import Branch, answer, axis_order, from_axes, to_axes
@@ -14,7 +16,7 @@ from .inputs import check_impl, check_positive, check_tensors
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_local
-from .tiles import Axis, tile_shape, tiled_attention, visited, window_bias
+from .tiles import Axis, tile_shape, tiled_attention, visited, within
 
 __all__ = ["disc", "local_attention", "local_keys"]
 
@@ -39,23 +41,27 @@ def local_attention(
     if check_impl(impl) == "reference":
         out, lse = reference_local(q, k, v, layout, radius, scale)
         return (out, lse) if return_lse else out
-    return answer(q, k, v, layout, [disc(q, k, v, layout, radius, scale)], scale, return_lse)
+    grid = (layout.grid_of(x) for x in (q, k, v))
+    return answer(q, k, v, layout, [disc(*grid, layout.grid, radius, scale)], scale, return_lse)
 
 
 def disc(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    layout: TokenLayout,
+    grid: tuple[int, int, int],
     radius: int,
     scale: float | None,
 ) -> Branch:
-    """The grid queries' branch over their discs: out [B, H, f*h*w, D], lse [B, H, f*h*w]."""
-    grid = layout.grid
-    q, k, v = (layout.grid_of(x) for x in (q, k, v))
+    """The branch of grid tokens over their discs: q, k, v and out [B, H, f*h*w, D], lse [B, H, f*h*w]."""
     if _covers(grid, radius):
         return partial_attention(q, k, v, None, scale)
-    bias = window_bias(q, (1, 1, 1), radius)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+
+    def bias(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]) -> torch.Tensor:
+        hidden = ~within(queries, keys, (1, 1, 1), radius)
+        return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, -torch.inf)
+
     q, k, v = (to_axes(x, grid) for x in (q, k, v))
     out, lse = tiled_attention(q, k, v, _axes(grid, radius), bias, scale)
     return from_axes(out, grid), from_axes(lse, grid)

@@ -21,20 +21,26 @@ def partial_attention(
     v: torch.Tensor,
     bias: torch.Tensor | None = None,
     scale: float | None = None,
+    empty_rows: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend q [X, Y, M, D] to k, v [X, Y, L, D], any strides; bias [M, L] adds to the logits.
+    """Attend q [X, Y, M, D] to k, v [X, Y, L, D], any strides; bias [M or 1, L] adds to the logits.
 
-    Returns out [X, Y, M, D] and lse [X, Y, M] (at least float32). A row whose bias is all -inf
-    gives out = 0 and lse = -inf.
+    Returns out [X, Y, M, D] and lse [X, Y, M] (at least float32). The bias may be -inf all along a
+    row only with `empty_rows`; that row gives out = 0 and lse = -inf.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _Partial.apply(q, k, v, bias, scale)
+    return _Partial.apply(q, k, v, bias, scale, empty_rows)
 
 
 class _Partial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, bias, scale):
+    def forward(ctx, q, k, v, bias, scale, empty_rows):
         out, lse = _forward(q, k, v, bias, scale)
+        if empty_rows:
+            # the fused kernels differ in what they give for such a row
+            dead = bias.amax(-1) == -torch.inf
+            out = out.masked_fill(dead.unsqueeze(-1), 0.0)
+            lse = lse.masked_fill(dead, -torch.inf)
         ctx.save_for_backward(q, k, v, bias, out, lse)
         ctx.scale = scale
         ctx.set_materialize_grads(False)
@@ -50,26 +56,20 @@ class _Partial(torch.autograd.Function):
         grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
         for x, m in _pieces(q, k):
             _backward_piece(q, k, v, bias, lse, shift, grad_out, ctx.scale, grads, x, m)
-        return *grads, None, None
+        return *grads, None, None, None
 
 
 def _forward(q, k, v, bias, scale):
     if q.numel() == 0 or k.shape[-2] == 0:
         return torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=_wide(q))
-    dead = None if bias is None else bias.amax(-1) == -torch.inf
     if q.device.type == "cpu":
         mask = None if bias is None else bias[None, None]
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=mask, scale=scale
         )
-    elif q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0:
-        out, lse = _cuda(q, k, v, bias, scale)
-    else:
-        out, lse = _plain(q, k, v, bias, scale)
-    if dead is not None:
-        # the fused kernels differ in what they give for a row without keys
-        out, lse = out.masked_fill(dead.unsqueeze(-1), 0.0), lse.masked_fill(dead, -torch.inf)
-    return out, lse
+    if q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[-1] % 8 == 0:
+        return _cuda(q, k, v, bias, scale)
+    return _plain(q, k, v, bias, scale)
 
 
 def _cuda(q, k, v, bias, scale):
@@ -77,7 +77,7 @@ def _cuda(q, k, v, bias, scale):
         # the kernel wants rows of the bias to start at multiples of 8
         padded = bias.new_empty(bias.shape[0], -(-bias.shape[1] // 8) * 8, dtype=q.dtype)
         padded[:, : bias.shape[1]] = bias
-        bias = padded[:, : bias.shape[1]].expand(*q.shape[:2], *bias.shape)
+        bias = padded[:, : bias.shape[1]].expand(*q.shape[:3], bias.shape[1])
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         q, k, v, bias, True, scale=scale
     )
@@ -108,7 +108,9 @@ def _backward_piece(q, k, v, bias, lse, shift, grad_out, scale, grads, x, m):
 
 def _scores(q, k, bias, scale, x, m):
     scores = (q[x, :, m] @ k[x].transpose(-1, -2)).to(_wide(q)) * scale
-    return scores if bias is None else scores + bias[m]
+    if bias is None:
+        return scores
+    return scores + (bias[m] if bias.shape[0] > 1 else bias)
 
 
 def _pieces(q, k):

@@ -15,7 +15,7 @@ import torch
 
 from .partial import partial_attention
 
-__all__ = ["Axis", "Span", "tile_shape", "tiled_attention", "visited", "window_bias", "within"]
+__all__ = ["Axis", "Span", "concat", "tile_shape", "tiled_attention", "visited", "within"]
 
 
 class Span(NamedTuple):
@@ -87,21 +87,6 @@ def within(
     return (total < reach * reach).flatten(rank).flatten(0, rank - 1)
 
 
-def window_bias(
-    x: torch.Tensor, cells: Sequence[int], reach: int
-) -> Callable[[Sequence[Span]], torch.Tensor]:
-    """The bias of `tiled_attention` that hides the keys not `within` reach: 0 or -inf."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-
-    def bias(spans: Sequence[Span]) -> torch.Tensor:
-        queries = [span.queries(x.device) for span in spans]
-        keys = [span.keys(x.device) for span in spans]
-        visible = within(queries, keys, cells, reach)
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
-
-    return bias
-
-
 def tile_shape(sizes: Sequence[int], cells: Sequence[int] = (1, 1, 1)) -> list[int]:
     """Tile sides for axes (rows, a, b): about 32 tokens in whole cells, flat along a (often frames)."""
     across = min(8, sizes[2])
@@ -113,13 +98,15 @@ def tiled_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     axes: Sequence[Axis],
-    bias: Callable[[Sequence[Span]], torch.Tensor],
+    bias: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
     scale: float | None = None,
+    empty_rows: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend q [B, H, rows, a, b, D] to the windows of k, v [B, H, keys of rows, of a, of b, D].
 
-    `axes` describes (rows, a, b). `bias(spans)` is [queries, keys]; it may depend on where in the grid
-    the tile lies only where its window is cut. Returns out and lse in the shape of q.
+    `axes` describes (rows, a, b). `bias(queries, keys)` is [queries, keys] for token positions; it may depend on where in the grid
+    the tile lies only where its window is cut, and leave a query without keys only with `empty_rows`.
+    Returns out and lse in the shape of q.
     """
     rows, first, second = axes
     seen: dict[tuple[tuple[int, ...], ...], torch.Tensor] = {}
@@ -127,17 +114,18 @@ def tiled_attention(
     def shared_bias(spans: Sequence[Span]) -> torch.Tensor:
         key = tuple(map(_relative, spans, axes))
         if key not in seen:
-            seen[key] = bias(spans)
+            queries = [span.queries(q.device) for span in spans]
+            seen[key] = bias(queries, [span.keys(q.device) for span in spans])
         return seen[key]
 
     blocks = []
     for a in first.spans():
-        strips = [_strip(q, k, v, rows, a, b, shared_bias, scale) for b in second.spans()]
-        blocks.append(_cat(strips, 4))
-    return _cat(blocks, 3)
+        strips = [_strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows) for b in second.spans()]
+        blocks.append(concat(strips, 4))
+    return concat(blocks, 3)
 
 
-def _strip(q, k, v, rows, a, b, bias, scale):
+def _strip(q, k, v, rows, a, b, bias, scale, empty_rows):
     """All tiles down the rows of one strip, the queries and keys of spans a and b."""
     q = q[:, :, :, a.q0 : a.q1, b.q0 : b.q1]
     k, v = (x[:, :, :, a.k0 : a.k1, b.k0 : b.k1] for x in (k, v))
@@ -152,9 +140,9 @@ def _strip(q, k, v, rows, a, b, bias, scale):
         )
         block = q[:, :, span.q0 : span.q0 + count * (span.q1 - span.q0)]
         tiles = block.reshape(k.shape[0], count, -1, q.shape[-1])
-        out, lse = partial_attention(tiles, keys, values, bias((span, a, b)), scale)
+        out, lse = partial_attention(tiles, keys, values, bias((span, a, b)), scale, empty_rows)
         pieces.append((out.reshape(block.shape), lse.reshape(block.shape[:-1])))
-    return _cat(pieces, 2)
+    return concat(pieces, 2)
 
 
 def _relative(span: Span, axis: Axis) -> tuple[int, ...]:
@@ -163,7 +151,10 @@ def _relative(span: Span, axis: Axis) -> tuple[int, ...]:
     return span.q1 - span.q0, span.k0 * span.unit - span.q0, span.k1 - span.k0, cut
 
 
-def _cat(parts, dim):
+def concat(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Join (out, lse) parts along a dimension of both."""
     if len(parts) == 1:
         return parts[0]
     outs, lses = zip(*parts, strict=True)

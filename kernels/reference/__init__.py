@@ -1,6 +1,7 @@
 """Oracles: small, slow, obvious and dense. They share nothing with the fast path but the layout."""
 
 from .dense import reference_softmax
+from .foveated import reference_foveated
 from .local import reference_local
 
-__all__ = ["reference_local", "reference_softmax"]
+__all__ = ["reference_foveated", "reference_local", "reference_softmax"]

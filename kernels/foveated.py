@@ -1,0 +1,161 @@
+"""Foveated attention: keys near the query exactly, the rest of the grid as average cells.
+
+Cells of `pool` x `pool` tokens closer to the query's own cell than `radius` are attended token by
+token, so every key within the radius is exact. Each other cell is one key: the mean of its K and V,
+with log(count) on its logit, so that it carries the softmax mass of the tokens it stands for. Near
+tokens and far cells partition the keys. With more levels, cells of side pool^l begin at the distance
+radius * pool^(l-1): cell over distance stays the same, and the cost grows as N log N.
+
+Without `mass` and `partition` it is the pooled variant of CLEAR (arXiv:2412.16112): the plain disc,
+and beside it every cell, weighted by `pool_weight`. Keys are pooled as given: after rotary embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .branches import Branch, answer, axis_order, from_axes, to_axes
+from .counts import KeyCount
+from .far import far_attention
+from .field import Field
+from .inputs import check_impl, check_positive, check_tensors
+from .layout import TokenLayout
+from .local import disc, local_keys
+from .partial import partial_attention
+from .pooling import cell_logs, full_log, pool_cells
+from .reference import reference_foveated
+from .tiles import tiled_attention
+
+__all__ = ["foveated_attention", "foveated_keys"]
+
+def foveated_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    layout: TokenLayout,
+    radius: int = 8,
+    pool: int = 4,
+    levels: int = 1,
+    mass: bool = True,
+    partition: bool = True,
+    pool_weight: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attend each grid token of q, k, v [B, H, N, D] to context, near tokens and far cells.
+
+    `radius` in tokens, `pool` the side of a cell, `levels` how many sizes of cell. `mass` adds
+    log(count). `partition` shows a key either exactly or in its cell; without it the near field is
+    the disc of `local_attention` and every cell is seen too. `pool_weight` [pool, pool] or CLEAR's
+    (1, 1, 1, pool, 1, pool, 1) replaces the mean. Context queries are dense over tokens, not cells.
+    """
+    check_tensors(q, k, v, layout)
+    weight = _checked(layout, radius, pool, levels, partition, pool_weight)
+    if check_impl(impl) == "reference":
+        out, lse = reference_foveated(
+            q, k, v, layout, radius, pool, levels, mass, partition, weight, scale
+        )
+        return (out, lse) if return_lse else out
+    field = Field(layout.grid, radius, pool, levels)
+    grid = [layout.grid_of(x) for x in (q, k, v)]
+    if partition:
+        branches = _partition(*grid, field, mass, weight, scale)
+    else:
+        branches = [
+            disc(*grid, layout.grid, radius, scale),
+            _all_cells(*grid, field, mass, weight, scale),
+        ]
+    return answer(q, k, v, layout, branches, scale, return_lse)
+
+
+def foveated_keys(
+    layout: TokenLayout, radius: int, pool: int = 4, levels: int = 1, partition: bool = True
+) -> KeyCount:
+    """Keys per grid query of `foveated_attention`, cells and context included."""
+    _checked(layout, radius, pool, levels, partition, None)
+    field = Field(layout.grid, radius, pool, levels)
+    if partition:
+        return KeyCount(*(layout.num_context + keys for keys in field.keys()))
+    return KeyCount(*(field.num_cells(1) + keys for keys in local_keys(layout, radius)))
+
+
+def _checked(layout, radius, pool, levels, partition, weight):
+    """The pooling weight as [pool, pool], after checking every option."""
+    check_positive("radius", radius)
+    check_positive("pool", pool, least=2)
+    check_positive("levels", levels)
+    if levels > 1 and not partition:
+        raise ValueError(f"partition=False takes levels=1, got levels={levels}")
+    if weight is None:
+        return None
+    if levels > 1:
+        raise ValueError(f"pool_weight takes levels=1, got levels={levels}")
+    shapes = ((pool, pool), (1, 1, 1, pool, 1, pool, 1))
+    if tuple(weight.shape) not in shapes:
+        raise ValueError(
+            f"pool_weight must be {shapes[0]} or {shapes[1]} for pool={pool}, "
+            f"got {tuple(weight.shape)}"
+        )
+    if layout.grid[1] % pool or layout.grid[2] % pool:
+        raise ValueError(
+            f"pool_weight needs rows and columns divisible by pool={pool}, got grid {layout.grid}; "
+            "leave it out to average cells that the border cuts"
+        )
+    return weight.reshape(pool, pool)
+
+
+def _partition(q, k, v, field, mass, weight, scale) -> list[Branch]:
+    """The branch of each level, every key in exactly one."""
+    if field.used_levels == 0:
+        return [partial_attention(q, k, v, None, scale)]
+    q, k, v = (to_axes(x, field.grid) for x in (q, k, v))
+    branches = []
+    for level in range(field.used_levels + 1):
+        keys, values = (_pool(x, field, level, weight) for x in (k, v))
+        bias = _bias(q, field, level, mass)
+        if field.is_last(level):
+            out, lse = far_attention(q, keys, values, field.cell(level), bias, scale)
+        else:
+            axes, empty_rows = field.axes(level), level > 0
+            out, lse = tiled_attention(q, keys, values, axes, bias, scale, empty_rows)
+        lse = lse + full_log(field.sizes, field.cell(level)) if mass else lse
+        branches.append((from_axes(out, field.grid), from_axes(lse, field.grid)))
+    return branches
+
+
+def _bias(q, field, level, mass) -> Callable[..., torch.Tensor]:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+
+    def bias(queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]) -> torch.Tensor:
+        visible = field.visible(level, queries, keys)
+        logs = torch.zeros((), dtype=dtype, device=q.device)
+        if mass and level > 0:
+            logs = cell_logs(field.sizes, field.cell(level), keys, dtype)
+        return logs.expand_as(visible).masked_fill(~visible, -torch.inf)
+
+    return bias
+
+
+def _pool(x, field, level, weight):
+    if level == 0:
+        return x
+    if weight is not None:
+        weight = weight[None].permute(axis_order(field.grid))
+    return pool_cells(x, field.cell(level), weight)
+
+
+def _all_cells(q, k, v, field, mass, weight, scale) -> Branch:
+    """The branch over every cell of level 1, the same for every query."""
+    cell = field.cell(1)
+    k, v = (_pool(to_axes(x, field.grid), field, 1, weight).flatten(2, 4) for x in (k, v))
+    if not mass:
+        return partial_attention(q, k, v, None, scale)
+    keys = [torch.arange(0, *axis, device=q.device) for axis in zip(field.sizes, cell, strict=True)]
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    logs = cell_logs(field.sizes, cell, keys, dtype)[None]
+    out, lse = partial_attention(q, k, v, logs, scale)
+    return out, lse + full_log(field.sizes, cell)
