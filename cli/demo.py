@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from .models import EMBEDDED, load_model
@@ -58,7 +59,11 @@ def demo(
 
     from ..pipelines.comparison_sheet import comparison_sheet
     from ..pipelines.demo import Settings, compare
+    from ..pipelines.shapes.scene import parse_caption
 
+    prompts = PROMPTS if prompt is None else prompt
+    for text in prompts:
+        parse_caption(text)  # refuses before a model is loaded
     results = {}
     for name in EMBEDDED:
         model = load_model(name, "cpu")
@@ -70,7 +75,7 @@ def demo(
             base_size=model.base_size,
             call=model.call,
         )
-        results[name] = compare(model.pipe, prompt or PROMPTS, methods, settings, title=name)
+        results[name] = compare(model.pipe, prompts, methods, settings, title=name)
     how = f"{width}x{height} px, {steps} steps, seed {seed}"
     comparison_sheet({f"{name}: {how}": rows for name, rows in results.items()}).save(out)
     figures = out.with_suffix(".json")
@@ -80,10 +85,10 @@ def demo(
 
 
 def _table(results: Mapping[str, Sequence[Summary]], how: str) -> Table:
-    table = Table(title=how, caption="seconds: median over prompts; PSNR: to dense")
+    table = Table(title=how, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     table.add_column("method", no_wrap=True)
-    for name in ("tokens", "keys/query", "seconds", "largest MB", "PSNR dB", "BIND"):
+    for name in ("tokens", "keys/\nquery", "seconds", "largest\ntensor MB", "PSNR to\ndense dB", "BIND"):
         table.add_column(name, justify="right")
     for model, rows in results.items():
         for row in rows:

@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from .models import EMBEDDED, devices, quieten
@@ -26,7 +27,7 @@ def info() -> None:
 
 
 def _versions() -> Table:
-    table = Table("package", "version")
+    table = Table("package", "version", box=box.SIMPLE_HEAD)
     table.add_row("python", platform.python_version())
     for name in ("foveate", "torch", "diffusers", "transformers", "triton"):
         try:
@@ -39,7 +40,7 @@ def _versions() -> Table:
 def _processors() -> Table:
     from .. import attn_processors
 
-    table = Table("processor", "what a query sees")
+    table = Table("processor", "what a query sees", box=box.SIMPLE_HEAD)
     for name in attn_processors.__all__:
         if name.endswith("AttnProcessor"):
             summary, _, _ = getattr(attn_processors, name).__doc__.partition("\n\n")
@@ -50,7 +51,7 @@ def _processors() -> Table:
 def _models() -> Table:
     from ..pipelines.shapes.load import MODELS, weights_folder
 
-    table = Table("embedded model", "base size", "figures")
+    table = Table("embedded model", "base size", "figures", box=box.SIMPLE_HEAD)
     for name, short in EMBEDDED.items():
         figures = _card(weights_folder(short))
         table.add_row(name, f"{MODELS[short].base_size} px", figures)

@@ -5,10 +5,10 @@ import json
 
 import pytest
 from PIL import Image
-from tiny_pipelines import Tiny
 
 from foveate.cli import main
 from foveate.cli.models import Model
+from tiny_pipelines import Tiny
 
 demo_module = importlib.import_module("foveate.cli.demo")
 
@@ -134,12 +134,13 @@ def test_demo_on_stand_ins(run, tmp_path, monkeypatch):
     assert figures["prompts"] == [caption]
     rows = figures["rows"]
     assert [row["method"] for row in rows] == ["dense", "local 2", "foveated 2"] * 2
-    assert all(word in printed for word in ("shapes-sd", "shapes-flux", "keys/query", "PSNR"))
+    assert all(word in printed for word in ("shapes-sd", "shapes-flux", "keys/", "PSNR to", "BIND"))
     for dense, local, foveated in (rows[:3], rows[3:]):
         assert dense["psnr_to_dense_db"] is None
+        assert local["psnr_to_dense_db"] > 10
+        # on so small a grid it may see everything
+        assert foveated["psnr_to_dense_db"] is None or foveated["psnr_to_dense_db"] > 10
         assert dense["keys_per_query"] == dense["tokens"] == local["tokens"]
-        assert 10 < local["psnr_to_dense_db"]
-        assert 10 < foveated["psnr_to_dense_db"]
         assert all(row["seconds"] > 0 and row["largest_tensor_bytes"] > 0 for row in rows)
 
 
