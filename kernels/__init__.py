@@ -4,6 +4,7 @@ from .foveated import foveated_attention, foveated_keys
 from .layout import Segment, TokenLayout
 from .local import local_attention, local_keys
 from .merge import merge
+from .scale import proportional_scale
 from .softmax import softmax_attention
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "local_attention",
     "local_keys",
     "merge",
+    "proportional_scale",
     "softmax_attention",
 ]

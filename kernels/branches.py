@@ -1,4 +1,4 @@
-"""From branches over the grid to the answer of a whole call: axes, context keys, context queries."""
+"""From branches over the grid to the answer of a whole call: axes, context keys and queries."""
 
 from __future__ import annotations
 

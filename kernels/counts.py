@@ -11,14 +11,16 @@ __all__ = ["KeyCount", "mean_within"]
 
 
 class KeyCount(NamedTuple):
-    """Keys per grid query, means over the grid: those the rule lets it see, those it is compared with."""
+    """Keys per grid query, means: those it may see, and those it is compared with."""
 
     needed: float
     visited: float
 
 
-def mean_within(sizes: Sequence[int], cells: Sequence[int], units: Sequence[int], reach: int) -> float:
-    """Keys (one every `units` tokens) nearer than `reach` in the distance of `cells`, mean over tokens."""
+def mean_within(
+    sizes: Sequence[int], cells: Sequence[int], units: Sequence[int], reach: int
+) -> float:
+    """Keys, one every `units` tokens, nearer than `reach` between `cells`; mean over tokens."""
     axes = [_gaps(*axis) for axis in zip(sizes, cells, units, strict=True)]
     total = 0
     for choice in product(*axes):
@@ -28,7 +30,7 @@ def mean_within(sizes: Sequence[int], cells: Sequence[int], units: Sequence[int]
 
 
 def _gaps(size: int, cell: int, unit: int) -> list[tuple[int, int]]:
-    """(squared-distance root, number of token-key pairs) of one axis."""
+    """(distance, number of token-key pairs) of one axis."""
     tokens = Counter(i // cell for i in range(size))
     keys = Counter(j // cell for j in range(0, size, unit))
     pairs: Counter[int] = Counter()

@@ -1,9 +1,9 @@
 """Which tokens and cells a foveated query sees: the geometry, without tensors of q, k or v.
 
-Level 0 is the tokens; level l is cells of side pool^l (1 along frames). A query's near field of level
-l is the cells of level l closer to its own cell than radius * pool^(l-1). It sees the tokens in its
-near field of level 1, the cells of level l in its near field of level l+1 but not of level l, and at the
-last level every cell outside. Near fields are nested, so each token is seen exactly once.
+Level 0 is the tokens; level l is cells of side pool^l (1 along frames). A query's near field of
+level l is the cells of level l closer to its own cell than radius * pool^(l-1). It sees the tokens
+in its near field of level 1, the cells of level l in its near field of level l+1 but not of level
+l, and at the last level every cell outside. Near fields are nested: a token is seen exactly once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Field:
 
     def num_cells(self, level: int) -> int:
         """Keys of a level."""
-        return prod(-(-size // side) for size, side in zip(self.sizes, self.cell(level), strict=True))
+        return prod(
+            -(-size // side) for size, side in zip(self.sizes, self.cell(level), strict=True)
+        )
 
     def is_last(self, level: int) -> bool:
         """Whether the level's keys go on to the end of the grid."""
@@ -62,20 +64,24 @@ class Field:
     def axes(self, level: int) -> list[Axis]:
         """Tiles of queries with the window of a level's keys, for a level that is not the last."""
         units, cells, reach = self.cell(level), self.cell(level + 1), self.reach(level + 1)
-        halos = [((reach - 2) // cell + 1) * cell // unit for cell, unit in zip(cells, units)]
-        return [Axis(*axis) for axis in zip(self.sizes, tile_shape(self.sizes, cells), halos, units)]
+        halos = [
+            ((reach - 2) // cell + 1) * cell // unit
+            for cell, unit in zip(cells, units, strict=True)
+        ]
+        tile = tile_shape(self.sizes, cells)
+        return [Axis(*axis) for axis in zip(self.sizes, tile, halos, units, strict=True)]
 
     def visible(
         self, level: int, queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Whether tokens at `queries` see the level's keys that begin at `keys`, [queries, keys]."""
+        """Whether tokens at `queries` see the keys that begin at `keys`, [queries, keys]."""
         outer = level + 1
         seen = self.is_last(level) or within(queries, keys, self.cell(outer), self.reach(outer))
         if level == 0:
             return seen
         return ~within(queries, keys, self.cell(level), self.reach(level)) & seen
 
-    def keys(self) -> KeyCount:
+    def count_keys(self) -> KeyCount:
         """Grid keys per query."""
         needed, compared = 0.0, 0.0
         for level in range(self.used_levels + 1):

@@ -3,11 +3,11 @@
 Cells of `pool` x `pool` tokens closer to the query's own cell than `radius` are attended token by
 token, so every key within the radius is exact. Each other cell is one key: the mean of its K and V,
 with log(count) on its logit, so that it carries the softmax mass of the tokens it stands for. Near
-tokens and far cells partition the keys. With more levels, cells of side pool^l begin at the distance
-radius * pool^(l-1): cell over distance stays the same, and the cost grows as N log N.
+tokens and far cells partition the keys. With more levels, cells of side pool^l begin at distance
+radius * pool^(l-1): cell over distance stays the same, the cost grows as N log N.
 
-Without `mass` and `partition` it is the pooled variant of CLEAR (arXiv:2412.16112): the plain disc,
-and beside it every cell, weighted by `pool_weight`. Keys are pooled as given: after rotary embedding.
+Without `mass` and `partition` it is the pooled variant of CLEAR (arXiv:2412.16112): the plain disc
+and every cell, weighted by `pool_weight`. Keys are pooled as given: after rotary embedding.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .reference import reference_foveated
 from .tiles import tiled_attention
 
 __all__ = ["foveated_attention", "foveated_keys"]
+
 
 def foveated_attention(
     q: torch.Tensor,
@@ -79,7 +80,7 @@ def foveated_keys(
     _checked(layout, radius, pool, levels, partition, None)
     field = Field(layout.grid, radius, pool, levels)
     if partition:
-        return KeyCount(*(layout.num_context + keys for keys in field.keys()))
+        return KeyCount(*(layout.num_context + keys for keys in field.count_keys()))
     return KeyCount(*(field.num_cells(1) + keys for keys in local_keys(layout, radius)))
 
 

@@ -19,7 +19,9 @@ def check_tensors(
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {x.dtype}")
         if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} must be {q.dtype} on {q.device} like q, got {x.dtype}, {x.device}")
+            raise ValueError(
+                f"{name} must be {q.dtype} on {q.device} like q, got {x.dtype}, {x.device}"
+            )
     if k.shape != v.shape:
         raise ValueError(f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
     if q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:

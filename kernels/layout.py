@@ -1,7 +1,7 @@
-"""Where each token of an attention call sits: context tokens (text, references) and the image or video grid.
+"""Where each token of an attention call sits: context (text, references), image or video grid.
 
-Shape key, used in every docstring of this package: B batch, H heads, N tokens, D head dim, T text tokens,
-f h w the grid (frames, rows, columns), raster order.
+Shape key, used in every docstring of this package: B batch, H heads, N tokens, D head dim,
+T text tokens, f h w the grid (frames, rows, columns), raster order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ __all__ = ["Segment", "TokenLayout"]
 class Segment:
     """A run of tokens beside the text and the grid, such as a reference image.
 
-    Every query sees it and its own queries see everything, like text. `grid` is its (frames, rows, columns).
+    Every query sees it and its own queries see everything, like text. `grid` is its
+    (frames, rows, columns).
     """
 
     length: int
@@ -36,9 +37,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """Token order of one attention call: text and grid (text first or last), then the extra segments.
+    """Token order of one call: text and grid (text first or last), then the extra segments.
 
-    `grid` is (frames, rows, columns); its tokens are in raster order. Frozen and hashable, so it keys caches.
+    `grid` is (frames, rows, columns), its tokens in raster order. Frozen and hashable, so it keys
+    caches.
     """
 
     text: int = 0
@@ -82,11 +84,15 @@ class TokenLayout:
 
     def context_of(self, x: torch.Tensor) -> torch.Tensor:
         """The context rows of x [B, H, N, D], in sequence order."""
-        return torch.cat((x[..., : self.grid_slice.start, :], x[..., self.grid_slice.stop :, :]), -2)
+        return torch.cat(
+            (x[..., : self.grid_slice.start, :], x[..., self.grid_slice.stop :, :]), -2
+        )
 
     def join(self, grid: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Put grid rows and context rows [B, H, *, ...] back in sequence order; undoes the two above."""
-        before, after = context.split((self.grid_slice.start, self.num_context - self.grid_slice.start), 2)
+        """Put grid and context rows [B, H, *, ...] back in sequence order; undoes the two above."""
+        before, after = context.split(
+            (self.grid_slice.start, self.num_context - self.grid_slice.start), 2
+        )
         return torch.cat((before, grid, after), 2)
 
     def coords(self, device: torch.device | str | None = None) -> torch.Tensor:
@@ -103,7 +109,9 @@ def _check_count(name: str, value: int, least: int) -> None:
 def _checked_grid(name: str, grid: tuple[int, int, int]) -> tuple[int, int, int]:
     grid = tuple(grid)
     if len(grid) != 3:
-        raise ValueError(f"{name} must be (frames, rows, columns), got {grid}; an image is (1, rows, columns)")
+        raise ValueError(
+            f"{name} must be (frames, rows, columns), got {grid}; an image is (1, rows, columns)"
+        )
     for size in grid:
         _check_count(name, size, least=1)
     return grid

@@ -1,7 +1,7 @@
 """Local attention: a grid token sees the context and the grid tokens nearer than a radius.
 
-The window is CLEAR's disc (arXiv:2412.16112 and its official masks): dy^2 + dx^2 < radius^2, strict,
-cut at the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2 < radius^2.
+The window is CLEAR's disc (arXiv:2412.16112 and its official masks): dy^2 + dx^2 < radius^2, cut at
+the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2 < radius^2.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def local_attention(
     impl: str | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attend each grid token of q, k, v [B, H, N, D] to the context and to its disc; out [B, H, N, D].
+    """Attend each grid token of q, k, v [B, H, N, D] to the context and its disc; out [B, H, N, D].
 
-    `radius` is in tokens, >= 1. Context queries are dense over all keys. `return_lse` adds lse [B, H, N].
+    `radius` is in tokens, >= 1. Context queries are dense over all keys. `return_lse` adds
+    lse [B, H, N].
     """
     check_tensors(q, k, v, layout)
     check_positive("radius", radius)
@@ -53,7 +54,7 @@ def disc(
     radius: int,
     scale: float | None,
 ) -> Branch:
-    """The branch of grid tokens over their discs: q, k, v and out [B, H, f*h*w, D], lse [B, H, f*h*w]."""
+    """The branch of grid tokens over their discs: q, k, v, out [B, H, f*h*w, D] and lse."""
     if _covers(grid, radius):
         return partial_attention(q, k, v, None, scale)
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Merges softmax attention over disjoint sets of keys into attention over their union, in log space.
+"""Merges softmax attention over disjoint sets of keys into one over their union, in log space.
 
 out = sum_b exp(lse_b - lse) out_b with lse = logsumexp_b lse_b, exact up to rounding.
 """
@@ -32,5 +32,5 @@ def merge(
     weights = weights / total.masked_fill(total == 0, 1.0)
     merged = outs[0] * weights[0].unsqueeze(-1)
     for out, weight in zip(outs[1:], weights[1:], strict=True):
-        merged = torch.addcmul(merged, out.to(merged.dtype), weight.unsqueeze(-1))
+        merged.addcmul_(out.to(merged.dtype), weight.unsqueeze(-1))
     return merged.to(outs[0].dtype), total.log() + top

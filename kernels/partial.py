@@ -1,4 +1,4 @@
-"""Softmax attention over some of the keys, with the log-sum-exp that lets it be merged with the rest.
+"""Softmax attention over some of the keys, with the log-sum-exp that merges it with the rest.
 
 One primitive under every operator. It runs the fused kernel PyTorch has for the device and plain
 matrix products elsewhere; the gradient is recomputed in pieces, also through the log-sum-exp.

@@ -37,11 +37,4 @@ def softmax_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
     if attn_mask is not None:
         raise NotImplementedError("return_lse with attn_mask: only impl='reference' gives both")
-    return dense_with_lse(q, k, v, scale)
-
-
-def dense_with_lse(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense attention as a branch: out [B, H, N, D] and lse [B, H, N]."""
     return partial_attention(q, k, v, None, scale)

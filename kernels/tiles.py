@@ -19,7 +19,7 @@ __all__ = ["Axis", "Span", "concat", "tile_shape", "tiled_attention", "visited",
 
 
 class Span(NamedTuple):
-    """Queries q0 <= i < q1 of one axis and the keys k0 <= j < k1 before them; key j is token j * unit."""
+    """Queries q0 <= i < q1 of one axis and keys k0 <= j < k1; key j begins at token j * unit."""
 
     q0: int
     q1: int
@@ -58,7 +58,7 @@ class Axis(NamedTuple):
         return [self.span(q, min(q + self.tile, self.size)) for q in range(0, self.size, self.tile)]
 
     def runs(self) -> list[tuple[Span, int]]:
-        """(span of the first tile, number of equal tiles): the two ends as one tile each, the rest."""
+        """(span of the first tile, number of equal tiles): each end as one tile, and the middle."""
         first = -(-self.halo * self.unit // self.tile)
         last = (self.size // self.unit - self.halo) * self.unit // self.tile
         if last <= first:
@@ -72,10 +72,10 @@ class Axis(NamedTuple):
 def within(
     queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], cells: Sequence[int], reach: int
 ) -> torch.Tensor:
-    """Whether the cell of a query and the cell of a key are closer than `reach` tokens, [queries, keys].
+    """Whether the cells of a query and of a key are closer than `reach` tokens, [queries, keys].
 
-    `queries` and `keys` are token positions along each axis, `cells` the cell's sides. The distance is
-    that of the nearest tokens of the two cells: with sides of 1, the open ball of radius `reach`.
+    `queries` and `keys` are token positions along each axis, `cells` the cell's sides. The distance
+    is that of the two cells' nearest tokens: with sides of 1, the open ball of radius `reach`.
     """
     rank = len(cells)
     total = 0
@@ -88,9 +88,11 @@ def within(
 
 
 def tile_shape(sizes: Sequence[int], cells: Sequence[int] = (1, 1, 1)) -> list[int]:
-    """Tile sides for axes (rows, a, b): about 32 tokens in whole cells, flat along a (often frames)."""
+    """Tile sides along (rows, a, b): about 32 tokens in whole cells, flat along a."""
     across = min(8, sizes[2])
-    return [-(-side // cell) * cell for side, cell in zip((32 // across, 1, across), cells, strict=True)]
+    return [
+        -(-side // cell) * cell for side, cell in zip((32 // across, 1, across), cells, strict=True)
+    ]
 
 
 def tiled_attention(
@@ -104,9 +106,9 @@ def tiled_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend q [B, H, rows, a, b, D] to the windows of k, v [B, H, keys of rows, of a, of b, D].
 
-    `axes` describes (rows, a, b). `bias(queries, keys)` is [queries, keys] for token positions; it may depend on where in the grid
-    the tile lies only where its window is cut, and leave a query without keys only with `empty_rows`.
-    Returns out and lse in the shape of q.
+    `axes` describes (rows, a, b). `bias(queries, keys)` is [queries, keys] for token positions; it
+    may depend on where in the grid the tile lies only where its window is cut, and may leave a
+    query without keys only with `empty_rows`. Returns out and lse in the shape of q.
     """
     rows, first, second = axes
     seen: dict[tuple[tuple[int, ...], ...], torch.Tensor] = {}
@@ -120,7 +122,9 @@ def tiled_attention(
 
     blocks = []
     for a in first.spans():
-        strips = [_strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows) for b in second.spans()]
+        strips = [
+            _strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows) for b in second.spans()
+        ]
         blocks.append(concat(strips, 4))
     return concat(blocks, 3)
 

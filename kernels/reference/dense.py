@@ -14,7 +14,7 @@ def masked_softmax(
     bias: torch.Tensor | None,
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [B, H, N, D], k and v [B, H, M, D], bias broadcasting to [B, H, N, M]. Returns (out, lse)."""
+    """q [B, H, N, D], k and v [B, H, M, D], bias that broadcasts to [B, H, N, M]: (out, lse)."""
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)

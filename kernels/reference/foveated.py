@@ -1,4 +1,4 @@
-"""The oracle of foveated attention: tokens and pooled cells as one long list of keys, densely masked."""
+"""The oracle of foveated attention: tokens and pooled cells as one list of keys, densely masked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def reference_foveated(
             hidden = _near(where, level, pool, radius)[:, first]
         if level < levels:
             hidden = hidden | ~_near(where, level + 1, pool, radius)[:, first]
-        bias = torch.full((layout.num_tokens, len(first)), -torch.inf, dtype=_wide(q), device=q.device)
+        bias = torch.full(
+            (layout.num_tokens, len(first)), -torch.inf, dtype=_wide(q), device=q.device
+        )
         bias[layout.grid_slice] = _hide(hidden) + (counts.to(_wide(q)).log() if mass else 0)
         biases.append(bias)
     out, lse = masked_softmax(
@@ -55,7 +57,7 @@ def reference_foveated(
 
 
 def _cells(where: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cells of side x side in each frame: [cells, tokens] membership and each cell's first token."""
+    """Cells of side x side in each frame: membership [cells, tokens], each cell's first token."""
     corner = torch.stack((where[:, 0], where[:, 1] // side, where[:, 2] // side), 1)
     cells, index = corner.unique(dim=0, return_inverse=True)
     member = index == torch.arange(len(cells), device=where.device)[:, None]

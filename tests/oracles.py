@@ -1,0 +1,39 @@
+"""Shared by the operator tests: seeded tensors, dense attention in plain formulas, tolerances."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# float32 against the oracle, as everywhere in the suite
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
+FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def make_qkv(layout, heads=2, dim=16, batch=1, dtype=torch.float64, requires_grad=False):
+    """Random q, k, v [batch, heads, N, dim] for a layout."""
+    shape = (batch, heads, layout.num_tokens, dim)
+    return [torch.randn(shape, dtype=dtype, requires_grad=requires_grad) for _ in range(3)]
+
+
+def dense(q, k, v, visible=None, scale=None):
+    """softmax over the visible keys, in plain formulas."""
+    scores = torch.einsum("bhnd,bhmd->bhnm", q, k) * (
+        q.shape[-1] ** -0.5 if scale is None else scale
+    )
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return torch.einsum("bhnm,bhmd->bhnd", scores.softmax(-1), v)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of any storage an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                size = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.elements = max(self.elements, size)
+        return result
