@@ -1,4 +1,4 @@
-"""The embedded models: stock diffusers pipelines with trained weights that travel inside the package."""
+"""The embedded models: stock diffusers pipelines whose trained weights travel in the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MODELS", "ShapesModel", "load_shapes", "weights_folder"]
 
 @dataclass(frozen=True, slots=True)
 class ShapesModel:
-    """What a caller should know of an embedded model: its base size and the call arguments it likes."""
+    """What a caller should know of an embedded model: base size and call arguments it likes."""
 
     folder: str
     base_size: int  # pixels
@@ -45,7 +45,7 @@ def weights_folder(name: str) -> Path:
 
 
 def load_shapes(name: str, torch_dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The embedded pipeline `name` ("sd": StableDiffusionPipeline, "flux": FluxPipeline), offline."""
+    """The embedded pipeline: "sd" a StableDiffusionPipeline, "flux" a FluxPipeline; offline."""
     pipe = DiffusionPipeline.from_pretrained(
         weights_folder(name), torch_dtype=torch_dtype, local_files_only=True
     )

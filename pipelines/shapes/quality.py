@@ -1,4 +1,4 @@
-"""Draw many prompts with one pipeline and read the pictures back: the quality of a model or a method as numbers."""
+"""Draw many prompts with one pipeline and read the pictures back: quality as numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def draw(
     batch: int = 25,
     seed: int = 0,
 ) -> np.ndarray:
-    """One picture per ask, float32 [number, height, width, 3] in 0..1; picture i depends on (seed + i) alone."""
+    """One picture per ask, float32 [number, height, width, 3] in 0..1.
+
+    The noise of picture i depends on seed + i alone.
+    """
     height, width = size
     pipe.set_progress_bar_config(disable=True)
     pictures = []

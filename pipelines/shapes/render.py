@@ -31,23 +31,26 @@ def coverage(thing: SceneObject, height: int, width: int) -> np.ndarray:
     side = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
     x, y = (x - thing.x * width) / side, (y - thing.y * height) / side  # units of the shorter side
-    distance = signed_distance(thing.shape, x, y, STRETCH[thing.shape] * thing.radius)
+    distance = signed_distance(thing.shape, x, y, thing.radius)
     return np.clip(0.5 - distance * side, 0, 1)
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """Distance to the outline of `shape` of circumradius `radius` around 0, negative inside; y points down."""
+    """Distance to the outline of a shape around 0, negative inside; y points down.
+
+    `radius` is that of `SceneObject`, in the units of x and y.
+    """
+    if shape not in STRETCH:
+        raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(STRETCH)}")
+    radius = STRETCH[shape] * radius
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - radius / np.sqrt(2)
-    if shape == "triangle":
-        return _polygon(x, y, _ring(3, radius))
+    ring = _ring(3 if shape == "triangle" else 2 * STAR_POINTS, radius)
     if shape == "star":
-        ring = _ring(2 * STAR_POINTS, radius)
         ring[1::2] *= STAR_INNER
-        return _polygon(x, y, ring)
-    raise ValueError(f"unknown shape {shape!r}; expected circle, square, triangle or star")
+    return _polygon(x, y, ring)
 
 
 def _ring(n: int, radius: float) -> np.ndarray:

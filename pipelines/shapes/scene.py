@@ -1,9 +1,10 @@
-"""Scenes of one to three coloured shapes on a plain background, and the captions that describe them.
+"""Scenes of one to three coloured shapes on a plain background, and captions that describe them.
 
-A scene knows no pixels: positions are fractions of width and height, radii fractions of the shorter side.
+A scene knows no pixels: positions are fractions of width and height, radii of the shorter side.
 The caption grammar is closed, so that a caption can be read back into what it asks for:
 
-    a <colour> <shape> [<relation> a <colour> <shape>] [and a <colour> <shape>] on a <background> background
+    a <colour> <shape> [<relation> a <colour> <shape>] [and a <colour> <shape>]
+    on a <background> background
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = [
     "sample_scene",
 ]
 
-# rgb in 0..255; every pair is at least 99 apart, so that nearest-colour reading is safe
+# rgb in 0..255; every pair is at least 98 apart, so that nearest-colour reading is safe
 COLOURS = {
     "red": (220, 30, 40),
     "green": (30, 150, 50),
@@ -50,7 +51,7 @@ RADII = {1: (0.18, 0.28), 2: (0.16, 0.22), 3: (0.14, 0.17)}  # by number of obje
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One shape: `x`, `y` its centre as fractions of width and height, `radius` of the shorter side."""
+    """One shape: `x`, `y` centre as fractions of width and height, `radius` of the shorter side."""
 
     colour: str
     shape: str
@@ -61,7 +62,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a caption asks for: (colour, shape) pairs, a relation of the first to the second, a background."""
+    """What a caption asks for: (colour, shape) pairs, the relation of the first two, background."""
 
     objects: tuple[tuple[str, str], ...]
     relation: str | None
@@ -78,7 +79,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class ShapesScene:
-    """Objects on a background; `relation` holds between the first and the second object, or is None."""
+    """Objects on a background; `relation` holds between the first two objects, or is None."""
 
     objects: tuple[SceneObject, ...]
     background: str
@@ -155,9 +156,7 @@ def _places(rng: np.random.Generator, n: int) -> list[tuple[float, float, float]
             for j in range(i)
         ]
         if all(gap > 0 for gap in gaps):
-            return [
-                (float(x), float(y), float(r)) for (x, y), r in zip(xy, radii, strict=True)
-            ]
+            return [(float(x), float(y), float(r)) for (x, y), r in zip(xy, radii, strict=True)]
 
 
 def _relation(objects: tuple[SceneObject, ...]) -> str:

@@ -1,1 +1,1 @@
-"""Scripts that trained the embedded models; each resumes from its run folder or from the shipped weights."""
+"""Scripts that trained the embedded models; each resumes from its run folder."""

@@ -1,8 +1,8 @@
-"""Train the autoencoder that both embedded models share: AutoencoderTiny, 4 pixels to a latent, 4 channels.
+"""Train the autoencoder that both embedded models share: 4 pixels to a latent, 4 channels.
 
-The loss holds the latents near zero mean and unit variance, so that `scaling_factor` is 1 and `shift_factor` 0.
-With `--refine FOLDER` the decoder alone goes on learning from there: latents, and all that was trained
-on them, stay as they are.
+The loss holds the latents near zero mean and unit variance, so that `scaling_factor` is 1 and
+`shift_factor` 0. With `--refine FOLDER` the decoder alone goes on learning from there: latents,
+and all that was trained on them, stay as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captioned latents for training: scenes drawn, encoded once, kept in memory; some captions never shown."""
+"""Captioned latents for training: scenes drawn and encoded once; some captions never shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_held_out(ask: Ask) -> bool:
 
 
 def held_out_asks(number: int, num_objects: int, seed: int) -> list[Ask]:
-    """`number` unseen asks of `num_objects` objects; objects of two or more are asked with a relation."""
+    """`number` unseen asks of `num_objects` objects, related where there are two or more."""
     rng = np.random.default_rng(seed)
     asks: list[Ask] = []
     while len(asks) < number:

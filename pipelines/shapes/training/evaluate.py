@@ -1,6 +1,6 @@
 """Score an embedded model on captions it never saw, at its base size, and write its model card.
 
-python -P -m foveate.pipelines.shapes.training.evaluate sd --folder runs/sd/pipeline --card card.json
+python -P -m foveate.pipelines.shapes.training.evaluate sd --folder FOLDER --card card.json
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from .unet import UNCONDITIONAL
 
 __all__ = ["build_scheduler", "build_transformer", "main"]
 
-CONFIG = TrainingConfig(steps=6_500, learning_rate=1e-3, ema=0.9985, warmup=300)
+CONFIG = TrainingConfig(steps=4_200, learning_rate=1e-3, ema=0.9985, warmup=300)
 CURRICULUM = Curriculum(
-    stages=((0.15, 32, 32), (1.0, 64, 32)), extra=((96, 12), (128, 8)), extra_share=0.06
+    stages=((0.15, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
 )
 TEXT_LENGTHS = (
     20,
@@ -61,7 +61,7 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 class Denoiser(nn.Module):
-    """What is trained: the transformer and the T5 encoder; the pooled CLIP encoder stays as it is."""
+    """What is trained: transformer and T5 encoder; the pooled CLIP encoder stays as it is."""
 
     def __init__(self, transformer: FluxTransformer2DModel, text_encoder: T5EncoderModel):
         super().__init__()

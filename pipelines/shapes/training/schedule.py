@@ -1,4 +1,4 @@
-"""Which picture size a training step sees: small pictures first, then the base size, with some larger ones."""
+"""Which picture size a training step sees: small first, then the base size, with some larger."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ SCENES = {32: 20_000, 64: 30_000, 96: 2_000, 128: 2_000}  # scenes kept per size
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """`stages`: (until this share of the training, pixels, batch). In the last stage a step is of an
-    `extra` (pixels, batch) size with probability `extra_share`."""
+    """`stages`: (until this share of the training, pixels, batch).
+
+    In the last stage a step is of an `extra` (pixels, batch) size with probability `extra_share`.
+    """
 
     stages: tuple[tuple[float, int, int], ...]
     extra: tuple[tuple[int, int], ...]

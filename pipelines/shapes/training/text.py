@@ -1,8 +1,9 @@
 """Teach the text encoders the caption grammar before any picture is drawn.
 
-Each shape word must know its colour and its place in the relation, and the end token the whole caption:
-linear probes on the hidden states are trained together with the encoder and then thrown away. It takes
-minutes and spares the denoiser the slowest part of its training, binding a colour to its shape.
+Each shape word must know its colour and its place in the relation, and the end token the whole
+caption: linear probes on the hidden states are trained together with the encoder and then thrown
+away. It takes minutes and spares the denoiser the slowest part of its training, binding a colour
+to its shape.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def build_t5(vocab_size: int) -> T5EncoderModel:
 
 
 class Probed(nn.Module):
-    """An encoder with linear probes: (colour, relation) at each shape word, everything at the end token."""
+    """An encoder with linear probes: its attributes at each shape word, everything at the end."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()

@@ -24,7 +24,7 @@ WORDS = tuple(
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-pair merges that join every word of the vocabulary into one token; other words are spelt."""
+    """Byte-pair merges that join every word of the vocabulary into one token; others are spelt."""
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,
         min_frequency=1,

@@ -1,4 +1,4 @@
-"""Train `shapes-sd`: a StableDiffusionPipeline with attention at every level, v-prediction, zero terminal SNR."""
+"""Train `shapes-sd`: a StableDiffusionPipeline, v-prediction with zero terminal SNR."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Measures what an operator costs in quality on the embedded models; writes the tables in docs."""
