@@ -31,18 +31,17 @@ def coverage(thing: SceneObject, height: int, width: int) -> np.ndarray:
     side = min(height, width)
     y, x = np.mgrid[:height, :width].astype(np.float32) + 0.5
     x, y = (x - thing.x * width) / side, (y - thing.y * height) / side  # units of the shorter side
-    distance = signed_distance(thing.shape, x, y, thing.radius)
+    distance = signed_distance(thing.shape, x, y, STRETCH[thing.shape] * thing.radius)
     return np.clip(0.5 - distance * side, 0, 1)
 
 
 def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Distance to the outline of a shape around 0, negative inside; y points down.
 
-    `radius` is that of `SceneObject`, in the units of x and y.
+    `radius` is the circumradius, in the units of x and y.
     """
     if shape not in STRETCH:
         raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(STRETCH)}")
-    radius = STRETCH[shape] * radius
     if shape == "circle":
         return np.hypot(x, y) - radius
     if shape == "square":

@@ -59,6 +59,12 @@ class SceneObject:
     y: float
     radius: float
 
+    def __post_init__(self) -> None:
+        if self.colour not in COLOURS:
+            raise ValueError(f"colour must be one of {', '.join(COLOURS)}, got {self.colour!r}")
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:

@@ -22,9 +22,9 @@ from .unet import UNCONDITIONAL
 
 __all__ = ["build_scheduler", "build_transformer", "main"]
 
-CONFIG = TrainingConfig(steps=4_200, learning_rate=1e-3, ema=0.9985, warmup=300)
+CONFIG = TrainingConfig(steps=3_500, learning_rate=1e-3, ema=0.9985, warmup=300)
 CURRICULUM = Curriculum(
-    stages=((0.15, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
+    stages=((0.18, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
 )
 TEXT_LENGTHS = (
     20,
@@ -84,9 +84,8 @@ class FlowLoss:
         ids = self._ids(captions, generator)
         x = FluxPipeline._pack_latents(x, *x.shape)  # [B, tokens, 16]
         noise = torch.randn(x.shape, generator=generator)
-        t = torch.sigmoid(
-            torch.randn(size, generator=generator) + 0.4
-        )  # logit-normal, early steps favoured
+        # logit-normal, early steps favoured: they decide what stands where
+        t = torch.sigmoid(1.2 * torch.randn(size, generator=generator) + 0.8)
         noisy = torch.lerp(x, noise, t.view(-1, 1, 1))
         v = model.transformer(
             hidden_states=noisy,
