@@ -1,0 +1,50 @@
+"""Put a trained pipeline into the package: half-precision weights, its training log, a readable card.
+
+    python -P -m foveate.pipelines.shapes.training.export sd --run runs/sd --vae runs/refine/vae
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline
+
+from ..load import MODELS, weights_folder
+
+__all__ = ["export", "main"]
+
+
+def export(name: str, run: Path, vae: Path | None) -> Path:
+    """Write the embedded model `name` from `run`/pipeline, with another decoder where `vae` is given."""
+    pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
+    if vae is not None:
+        pipe.register_modules(vae=AutoencoderTiny.from_pretrained(vae))
+    folder = weights_folder(name)
+    pipe.to(torch.float16).save_pretrained(folder)
+    _drop_unknown(folder / "vae" / "config.json")
+    shutil.copyfile(run / "log.jsonl", Path(__file__).parent / "logs" / f"{name}.jsonl")
+    return folder
+
+
+def _drop_unknown(config: Path) -> None:
+    """AutoencoderTiny saves a key that it does not take, and warns of it at every load."""
+    content = json.loads(config.read_text())
+    content.pop("block_out_channels", None)
+    config.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=tuple(MODELS))
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, default=None)
+    arguments = parser.parse_args()
+    export(arguments.name, arguments.run, arguments.vae)
+
+
+if __name__ == "__main__":
+    main()
