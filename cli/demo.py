@@ -88,7 +88,9 @@ def _table(results: Mapping[str, Sequence[Summary]], how: str) -> Table:
     table = Table(title=how, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     table.add_column("method", no_wrap=True)
-    for name in ("tokens", "keys/\nquery", "seconds", "largest\ntensor MB", "PSNR to\ndense dB", "BIND"):
+    for name in ("tokens", "keys/\nquery", "seconds"):
+        table.add_column(name, justify="right")
+    for name in ("largest\ntensor MB", "PSNR to\ndense dB", "BIND"):
         table.add_column(name, justify="right")
     for model, rows in results.items():
         for row in rows:

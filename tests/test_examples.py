@@ -14,7 +14,7 @@ FASTER = {"progressive_large": ["--side", "96"]}
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(path, tmp_path, monkeypatch, capsys):
     out = tmp_path / "picture.png"
-    arguments = ["--out", str(out), "--steps", "3", *FASTER.get(path.stem, [])]
+    arguments = ["--out", str(out), "--steps", "2", *FASTER.get(path.stem, [])]
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     runpy.run_path(str(path), run_name="__main__")
     with Image.open(out) as picture:
