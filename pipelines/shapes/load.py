@@ -44,10 +44,10 @@ def weights_folder(name: str) -> Path:
     return Path(__file__).parent / "weights" / MODELS[name].folder
 
 
-def load_shapes(name: str, torch_dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+def load_shapes(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """The embedded pipeline: "sd" a StableDiffusionPipeline, "flux" a FluxPipeline; offline."""
     pipe = DiffusionPipeline.from_pretrained(
-        weights_folder(name), torch_dtype=torch_dtype, local_files_only=True
+        weights_folder(name), dtype=dtype, local_files_only=True
     )
     if isinstance(pipe, FluxPipeline):  # its constructor fixes 128, whatever the model
         pipe.default_sample_size = MODELS[name].base_size // pipe.vae_scale_factor
