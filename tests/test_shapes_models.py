@@ -9,8 +9,7 @@ import torch
 
 from foveate.pipelines.shapes import load_shapes
 from foveate.pipelines.shapes.load import MODELS, weights_folder
-from foveate.pipelines.shapes.metrics import score
-from foveate.pipelines.shapes.quality import draw
+from foveate.pipelines.shapes.quality import draw, score_all
 from foveate.pipelines.shapes.training.data import held_out_asks
 
 CLASSES = {"sd": diffusers.StableDiffusionPipeline, "flux": diffusers.FluxPipeline}
