@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint study clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -15,6 +15,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# hours; writes the tables of docs/foveated.md and goes on where it stopped
+study: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.study
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo.png

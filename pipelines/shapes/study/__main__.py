@@ -57,7 +57,7 @@ def study_fidelity(name: str, side: int, steps: int, folder: Path) -> None:
     def run() -> None:
         draw(pipe, asks, size=(side, side), steps=steps, call=MODELS[name].call, batch=1)
 
-    errors = layer_errors(pipe, methods(top_layout(pipe, name, side)), run)
+    errors = layer_errors(pipe, methods(name, top_layout(pipe, name, side)), run)
     rounded = {
         layer: {m: [round(e, 5) for e in row] for m, row in rows.items()}
         for layer, rows in errors.items()
@@ -70,7 +70,7 @@ def study_pictures(
 ) -> None:
     pipe = load_shapes(name)
     asks = asks_of(number)
-    choices = {"dense": None, **methods(top_layout(pipe, name, side))}
+    choices = {"dense": None, **methods(name, top_layout(pipe, name, side))}
     dense_path = scratch / f"dense-{name}-{side}-{number}-{steps}.npy"
     for method, processor in choices.items():
         path = folder / f"pictures-{name}-{side}-{method.replace(', ', '-').replace(' ', '-')}.json"

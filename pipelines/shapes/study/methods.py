@@ -6,30 +6,28 @@ from ....attn_processors import FoveatedAttnProcessor, LocalAttnProcessor
 from ....attn_processors.base import AttnProcessor
 from ....kernels.layout import TokenLayout
 
-__all__ = ["POOL", "RADIUS", "methods"]
+__all__ = ["RADIUS", "methods"]
 
-RADIUS = 4
-POOL = 4
+# tokens, and the side of a pooled cell: 16 pixels in both models, four and eight pixels to a token
+RADIUS = {"sd": 4, "flux": 2}
 
 
-def methods(layout: TokenLayout) -> dict[str, AttnProcessor]:
+def methods(model: str, layout: TokenLayout) -> dict[str, AttnProcessor]:
     """Name -> processor; `local, equal cost` needs as many keys at `layout` as `foveated`."""
-    foveated = FoveatedAttnProcessor(radius=RADIUS, pool=POOL)
+    radius = RADIUS[model]
+    foveated = FoveatedAttnProcessor(radius=radius, pool=radius)
     return {
-        "local": LocalAttnProcessor(radius=RADIUS),
+        "local": LocalAttnProcessor(radius=radius),
         "local, equal cost": LocalAttnProcessor(radius=_equal_radius(foveated, layout)),
-        "pooled, no mass": FoveatedAttnProcessor(radius=RADIUS, pool=POOL, mass=False),
+        "pooled, no mass": FoveatedAttnProcessor(radius=radius, pool=radius, mass=False),
         "foveated": foveated,
     }
 
 
 def _equal_radius(foveated: FoveatedAttnProcessor, layout: TokenLayout) -> int:
-    """Smallest radius whose disc needs at least the keys of `foveated`, or covers the grid."""
+    """Smallest radius whose disc needs at least the keys of `foveated`."""
     wanted = foveated.count_keys(layout).needed
-    largest = sum(layout.grid)
-    return next(
-        radius
-        for radius in range(RADIUS, largest + 1)
-        if LocalAttnProcessor(radius=radius).count_keys(layout).needed >= wanted
-        or radius == largest
-    )
+    radius = foveated.radius
+    while LocalAttnProcessor(radius=radius).count_keys(layout).needed < wanted:
+        radius += 1
+    return radius

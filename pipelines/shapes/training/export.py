@@ -1,6 +1,6 @@
-"""Put a trained pipeline into the package: half-precision weights, its training log, a readable card.
+"""Put a trained pipeline into the package: half-precision weights and the training log.
 
-    python -P -m foveate.pipelines.shapes.training.export sd --run runs/sd --vae runs/refine/vae
+python -P -m foveate.pipelines.shapes.training.export sd --run runs/sd --vae runs/refine/vae
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["export", "main"]
 
 
 def export(name: str, run: Path, vae: Path | None) -> Path:
-    """Write the embedded model `name` from `run`/pipeline, with another decoder where `vae` is given."""
+    """Write the embedded model `name` from the run's pipeline, with the decoder of `vae` if given."""
     pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
     if vae is not None:
         pipe.register_modules(vae=AutoencoderTiny.from_pretrained(vae))
