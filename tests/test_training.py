@@ -91,13 +91,17 @@ def test_held_out_captions_are_never_trained_on(tmp_path):
     assert torch.equal(again.latents, made.latents)
 
 
-def test_curriculum_goes_from_small_to_base_with_some_larger():
-    curriculum = Curriculum(
-        stages=((0.5, 32, 8), (1.0, 64, 4)), extra=((96, 2), (128, 1)), extra_share=0.25
-    )
+def test_curriculum_goes_from_stage_to_stage_and_mixes():
+    late = {64: (4, 0.8), 96: (2, 0.2)}
+    curriculum = Curriculum(stages=((0.5, {32: (8, 1.0)}), (1.0, late)))
     generator = torch.Generator().manual_seed(0)
-    early = {curriculum.at(0.2, generator) for _ in range(100)}
-    late = [curriculum.at(0.7, generator) for _ in range(400)]
-    assert early == {(32, 8)}
-    assert set(late) == {(64, 4), (96, 2), (128, 1)}
-    assert 0.15 < sum(side > 64 for side, _ in late) / len(late) < 0.35
+    assert {curriculum.at(0.2, generator) for _ in range(50)} == {(32, 8)}
+    drawn = [curriculum.at(progress, generator) for progress in (0.5, 1.0) for _ in range(300)]
+    assert set(drawn) == {(64, 4), (96, 2)}
+    assert 0.1 < drawn.count((96, 2)) / len(drawn) < 0.3
+    assert set(curriculum.set_sizes()) == {32, 64, 96}
+
+
+def test_a_mix_that_does_not_sum_to_one_is_refused():
+    with pytest.raises(ValueError, match="must sum to 1, got 0.5"):
+        Curriculum(stages=((1.0, {32: (8, 0.5)}),))

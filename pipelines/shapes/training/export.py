@@ -19,7 +19,7 @@ __all__ = ["export", "main"]
 
 
 def export(name: str, run: Path, vae: Path | None) -> Path:
-    """Write the embedded model `name` from the run's pipeline, with the decoder of `vae` if given."""
+    """Write the embedded model `name` from the run's pipeline, with another decoder if asked."""
     pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
     if vae is not None:
         pipe.register_modules(vae=AutoencoderTiny.from_pretrained(vae))

@@ -24,7 +24,7 @@ __all__ = ["build_scheduler", "build_transformer", "main"]
 
 CONFIG = TrainingConfig(steps=3_500, learning_rate=1e-3, ema=0.9985, warmup=300)
 CURRICULUM = Curriculum(
-    stages=((0.18, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
+    stages=((0.18, {32: (32, 1.0)}), (1.0, {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}))
 )
 TEXT_LENGTHS = (
     20,

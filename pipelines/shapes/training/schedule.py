@@ -1,4 +1,4 @@
-"""Which picture size a training step sees: small first, then the base size, with some larger."""
+"""Which picture size a training step sees: small first, then mixes around the base size."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ SCENES = {32: 20_000, 64: 30_000, 96: 2_000, 128: 2_000}  # scenes kept per size
 
 @dataclass(frozen=True, slots=True)
 class Curriculum:
-    """`stages`: (until this share of the training, pixels, batch).
+    """Stages of (share of the training at which it ends, its mix).
 
-    In the last stage a step is of an `extra` (pixels, batch) size with probability `extra_share`.
+    A mix is {pixels: (batch, probability)}; its probabilities sum to 1.
     """
 
-    stages: tuple[tuple[float, int, int], ...]
-    extra: tuple[tuple[int, int], ...]
-    extra_share: float
+    stages: tuple[tuple[float, dict[int, tuple[int, float]]], ...]
+
+    def __post_init__(self) -> None:
+        for _, mix in self.stages:
+            total = sum(probability for _, probability in mix.values())
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"probabilities of a mix must sum to 1, got {total} in {mix}")
 
     def at(self, progress: float, generator: torch.Generator) -> tuple[int, int]:
-        """(pixels, batch) at `progress` in 0..1."""
-        draw, which = torch.rand(2, generator=generator).tolist()
-        last = len(self.stages) - 1
-        index = next((i for i, stage in enumerate(self.stages) if progress < stage[0]), last)
-        if index == last and draw < self.extra_share:
-            return self.extra[int(which * len(self.extra))]
-        return self.stages[index][1:]
+        """(pixels, batch) of a step at `progress` in 0..1."""
+        mix = next((mix for end, mix in self.stages if progress < end), self.stages[-1][1])
+        weights = torch.tensor([probability for _, probability in mix.values()])
+        side = list(mix)[int(torch.multinomial(weights, 1, generator=generator))]
+        return side, mix[side][0]
 
     def set_sizes(self) -> dict[int, int]:
-        sides = [side for _, side, _ in self.stages] + [side for side, _ in self.extra]
-        return {side: SCENES[side] for side in sides}
+        """{pixels: scenes to prepare}."""
+        return {side: SCENES[side] for _, mix in self.stages for side in mix}

@@ -17,13 +17,19 @@ from .tokenizers import TEXT_LENGTH
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
-CONFIG = TrainingConfig(steps=7_600, learning_rate=1e-3, ema=0.9985, warmup=200)
+CONFIG = TrainingConfig(steps=9_200, learning_rate=1e-3, ema=0.9985, warmup=200)
+BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(
-    stages=((0.444, 32, 32), (1.0, 64, 24)), extra=((96, 10), (128, 6)), extra_share=0.06
+    stages=(
+        (0.367, {32: (32, 1.0)}),
+        (0.609, BASE_MIX),
+        (0.9, {32: (32, 0.6), 64: (24, 0.36), 96: (10, 0.02), 128: (6, 0.02)}),
+        (1.0, BASE_MIX),
+    )
 )
 UNCONDITIONAL = 0.1
 MAX_SNR = 4.0  # cleaner steps weigh less
-EARLY = 0.6  # timesteps are 1000 * u^EARLY: early steps decide what stands where
+EARLY = 0.5  # timesteps are 1000 * u^EARLY: early steps decide what stands where
 
 
 def build_unet() -> UNet2DConditionModel:
