@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,11 @@ from rich import box
 from rich.table import Table
 
 from .models import EMBEDDED, load_model
-from .options import Out, Seed, Steps, check_writable, console, parse_size, processor_of
+from .options import Out, Seed, Steps, Strength, check_writable, console, parse_size, processor_of
 
 if TYPE_CHECKING:
     from ..pipelines.demo import Summary
+    from ..pipelines.step_cost import StepCost
 
 __all__ = ["demo"]
 
@@ -29,11 +31,18 @@ PROMPTS = (
 
 def demo(
     out: Out = Path("demo.png"),
-    size: Annotated[str, typer.Option(help="Pixels.", metavar="WxH")] = "256x256",
+    size: Annotated[str, typer.Option(help="Of the pictures, in pixels.", metavar="WxH")] = (
+        "256x256"
+    ),
+    step_size: Annotated[
+        str,
+        typer.Option(help="Size at which a single step is timed, in pixels.", metavar="WxH"),
+    ] = "512x512",
     radius: Annotated[
         int, typer.Option(help="Of local and foveated attention alike.", metavar="TOKENS")
     ] = 8,
     steps: Steps = 25,
+    strength: Strength = 0.5,
     seed: Seed = 0,
     prompt: Annotated[
         list[str] | None,
@@ -47,9 +56,11 @@ def demo(
 ) -> None:
     """Compare dense, local and foveated attention on the embedded models.
 
-    Writes one labelled picture, prints a table, and writes its figures as .json beside the picture.
+    Draws the same prompts at one seed by each, then measures one step at a larger size. Writes one
+    labelled picture, prints two tables, and writes their figures as .json beside the picture.
     """
     width, height = parse_size(size)
+    step_width, step_height = parse_size(step_size)
     check_writable(out)
     methods = {
         "dense": None,
@@ -60,68 +71,90 @@ def demo(
     from ..pipelines.comparison_sheet import comparison_sheet
     from ..pipelines.demo import Settings, compare
     from ..pipelines.shapes.scene import parse_caption
+    from ..pipelines.sizes import check_size
+    from ..pipelines.step_cost import step_costs
 
     prompts = PROMPTS if prompt is None else prompt
     for text in prompts:
         parse_caption(text)  # refuses before a model is loaded
-    results = {}
+    drawn, costs = {}, {}
     for name in EMBEDDED:
         model = load_model(name, "cpu")
+        check_size(model.pipe, step_height, step_width)
         settings = Settings(
             height=height,
             width=width,
             steps=steps,
             seed=seed,
             base_size=model.base_size,
+            strength=strength,
             call=model.call,
         )
-        results[name] = compare(model.pipe, prompts, methods, settings, title=name)
+        drawn[name] = compare(model.pipe, methods, prompts, settings, title=f"{name}, pictures")
+        costs[name] = step_costs(
+            model.pipe,
+            methods,
+            prompts[0],
+            height=step_height,
+            width=step_width,
+            call=model.call,
+            title=f"{name}, one step",
+        )
     how = f"{width}x{height} px, {steps} steps, seed {seed}"
-    comparison_sheet({f"{name}: {how}": rows for name, rows in results.items()}).save(out)
-    figures = out.with_suffix(".json")
-    figures.write_text(json.dumps(_figures(results, how), indent=1) + "\n")
-    console().print(_table(results, how))
-    console().print(f"wrote {out} and {figures}")
+    comparison_sheet({f"{name}: {how}": rows for name, rows in drawn.items()}).save(out)
+    figures = {"pictures": _picture_rows(drawn), "one_step": _step_rows(costs)}
+    about = {"size": size, "step_size": step_size, "steps": steps, "seed": seed, "prompts": prompts}
+    beside = out.with_suffix(".json")
+    beside.write_text(json.dumps(about | figures, indent=1) + "\n")
+    console().print(_picture_table(drawn, how))
+    console().print(_step_table(costs, f"one step at {step_width}x{step_height} px"))
+    console().print(f"wrote {out} and {beside}")
 
 
-def _table(results: Mapping[str, Sequence[Summary]], how: str) -> Table:
-    table = Table(title=how, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("model", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for name in ("tokens", "keys/\nquery", "seconds"):
-        table.add_column(name, justify="right")
-    for name in ("largest\ntensor MB", "PSNR to\ndense dB", "BIND"):
-        table.add_column(name, justify="right")
+def _picture_table(results: Mapping[str, Sequence[Summary]], title: str) -> Table:
+    table = _table(title, ("seconds", "PSNR to dense", "read back"))
     for model, rows in results.items():
         for row in rows:
-            table.add_row(
-                model,
-                row.method,
-                f"{row.tokens}",
-                f"{row.keys:.0f}",
-                f"{row.seconds:.1f}",
-                f"{row.largest_tensor / 1e6:.1f}",
-                f"{row.psnr:.1f}" if math.isfinite(row.psnr) else "same",
-                f"{sum(drawing.bind for drawing in row.drawings)}/{len(row.drawings)}",
-            )
+            psnr = f"{row.psnr:.1f} dB" if math.isfinite(row.psnr) else "same"
+            back = f"{row.bind} of {len(row.drawings)}"
+            table.add_row(model, row.method, f"{row.seconds:.1f}", psnr, back)
         table.add_section()
     return table
 
 
-def _figures(results: Mapping[str, Sequence[Summary]], how: str) -> dict[str, object]:
-    rows = [
+def _step_table(results: Mapping[str, Sequence[StepCost]], title: str) -> Table:
+    table = _table(title, ("tokens", "keys/query", "seconds", "largest tensor"))
+    for model, rows in results.items():
+        for row in rows:
+            largest = f"{row.largest_tensor / 1e6:.1f} MB"
+            numbers = (f"{row.tokens}", f"{row.keys:.0f}", f"{row.seconds:.2f}", largest)
+            table.add_row(model, row.method, *numbers)
+        table.add_section()
+    return table
+
+
+def _table(title: str, numbers: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _picture_rows(results: Mapping[str, Sequence[Summary]]) -> list[dict[str, object]]:
+    return [
         {
             "model": model,
             "method": row.method,
-            "tokens": row.tokens,
-            "keys_per_query": row.keys,
             "seconds": row.seconds,
-            "largest_tensor_bytes": row.largest_tensor,
             "psnr_to_dense_db": row.psnr if math.isfinite(row.psnr) else None,
-            "bind": row.bind,
+            "read_back": row.bind,
         }
-        for model, summaries in results.items()
-        for row in summaries
+        for model, rows in results.items()
+        for row in rows
     ]
-    prompts = [drawing.prompt for drawing in next(iter(results.values()))[0].drawings]
-    return {"how": how, "prompts": prompts, "rows": rows}
+
+
+def _step_rows(results: Mapping[str, Sequence[StepCost]]) -> list[dict[str, object]]:
+    return [{"model": model, **asdict(row)} for model, rows in results.items() for row in rows]

@@ -14,6 +14,7 @@ from .options import (
     Out,
     Seed,
     Steps,
+    Strength,
     check_writable,
     console,
     parse_size,
@@ -59,12 +60,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    strength: Annotated[
-        float,
-        typer.Option(
-            help="How far back to noise an enlarged picture goes, in (0, 1].", metavar="X"
-        ),
-    ] = 0.7,
+    strength: Strength = 0.5,
     steps: Steps = 25,
     seed: Seed = 0,
     device: Annotated[

@@ -17,6 +17,7 @@ __all__ = [
     "Out",
     "Seed",
     "Steps",
+    "Strength",
     "check_writable",
     "console",
     "parse_size",
@@ -27,6 +28,10 @@ ATTENTION = ("dense", "local", "foveated")
 
 Out = Annotated[Path, typer.Option(help="Picture to write.", metavar="FILE")]
 Steps = Annotated[int, typer.Option(help="Denoising steps.", metavar="N", min=1)]
+Strength = Annotated[
+    float,
+    typer.Option(help="How far back to noise an enlarged picture goes, in (0, 1].", metavar="X"),
+]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", metavar="N", min=0)]
 
 

@@ -1,11 +1,10 @@
-"""The same prompts and seed under several kinds of attention: pictures, time, work, quality."""
+"""The same prompts and seed under several kinds of attention: pictures, time, quality."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
@@ -14,16 +13,13 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from ..attn_processors import SoftmaxAttnProcessor, apply
 from ..attn_processors.base import AttnProcessor
-from .largest_tensor import LargestTensor
+from .progress_bar import progress_bar
 from .progressive import progressive
 from .shapes.metrics import psnr, score
 from .shapes.scene import parse_caption
 
 __all__ = ["Drawing", "Settings", "Summary", "compare"]
-
-Methods = Mapping[str, AttnProcessor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +31,7 @@ class Settings:
     steps: int
     seed: int
     base_size: int
-    strength: float = 0.7
+    strength: float = 0.5
     call: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -56,22 +52,14 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One method on one model.
-
-    tokens, keys: of the attention layer with most tokens, at full size; keys are those a query is
-        compared with, mean over its queries.
-    largest_tensor: bytes, in one step at full size.
-    """
+    """One method on one model, over all prompts."""
 
     method: str
     drawings: tuple[Drawing, ...]
-    tokens: int
-    keys: float
-    largest_tensor: int
 
     @property
     def seconds(self) -> float:
-        """Of a whole picture, median over the prompts."""
+        """Of a whole picture, median."""
         return median(drawing.seconds for drawing in self.drawings)
 
     @property
@@ -81,17 +69,18 @@ class Summary:
         return math.inf if error == 0 else -10 * math.log10(error)
 
     @property
-    def bind(self) -> float:
-        return mean(drawing.bind for drawing in self.drawings)
+    def bind(self) -> int:
+        """Number of pictures that read back."""
+        return sum(drawing.bind for drawing in self.drawings)
 
 
 def compare(
     pipe: DiffusionPipeline,
+    methods: Mapping[str, AttnProcessor | None],
     prompts: Sequence[str],
-    methods: Methods,
     settings: Settings,
     *,
-    title: str = "compare",
+    title: str = "pictures",
 ) -> list[Summary]:
     """Draw every prompt by every method, None being the pipeline's own attention.
 
@@ -100,39 +89,22 @@ def compare(
     """
     asks = [parse_caption(prompt) for prompt in prompts]
     drawings = {method: [] for method in methods}
-    with _without_bar(pipe), tqdm(total=len(methods) * (len(asks) + 1), desc=title) as bar:
-        work = {}
-        for method, processor in methods.items():
-            work[method] = _work(pipe, prompts[0], processor, settings)
-            bar.update()
+    with progress_bar(pipe, disable=True), tqdm(total=len(methods) * len(asks), desc=title) as bar:
         for ask in asks:
-            pictures = []
+            first = None
             for method, processor in methods.items():
                 picture, seconds = _draw(pipe, ask.caption, processor, settings)
-                pictures.append(picture)
-                drawings[method].append(
-                    Drawing(
-                        prompt=ask.caption,
-                        picture=picture,
-                        seconds=seconds,
-                        psnr=psnr(pictures[0], picture),
-                        bind=score(picture, ask).bind,
-                    )
+                first = picture if first is None else first
+                drawing = Drawing(
+                    prompt=ask.caption,
+                    picture=picture,
+                    seconds=seconds,
+                    psnr=psnr(first, picture),
+                    bind=score(picture, ask).bind,
                 )
+                drawings[method].append(drawing)
                 bar.update()
-    return [_summary(method, drawings[method], *work[method]) for method in methods]
-
-
-def _summary(
-    method: str, drawings: Sequence[Drawing], tokens: int, keys: float, num_bytes: int
-) -> Summary:
-    return Summary(
-        method=method,
-        drawings=tuple(drawings),
-        tokens=tokens,
-        keys=keys,
-        largest_tensor=num_bytes,
-    )
+    return [Summary(method=method, drawings=tuple(drawn)) for method, drawn in drawings.items()]
 
 
 def _draw(
@@ -153,33 +125,3 @@ def _draw(
         output_type="np",
     )
     return drawn.images[0], time.perf_counter() - start
-
-
-def _work(
-    pipe: DiffusionPipeline, prompt: str, processor: AttnProcessor | None, settings: Settings
-) -> tuple[int, float, int]:
-    """Tokens and keys per query of the largest layer, and the largest tensor, in one step."""
-    # dense is the stock attention bit for bit, with a report
-    processor = SoftmaxAttnProcessor() if processor is None else processor
-    with apply(pipe, processor) as handle, LargestTensor() as largest:
-        pipe(
-            prompt,
-            height=settings.height,
-            width=settings.width,
-            num_inference_steps=1,
-            output_type="latent",
-            **settings.call,
-        )
-        rows = [row for row in handle.report().layers if row.tokens is not None]
-    top = max(rows, key=lambda row: row.tokens)
-    return top.tokens, top.keys.visited, largest.num_bytes
-
-
-@contextmanager
-def _without_bar(pipe: DiffusionPipeline) -> Iterator[None]:
-    config = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**config)

@@ -21,6 +21,7 @@ from PIL import Image
 from ..attn_processors import apply
 from ..attn_processors.base import AttnProcessor
 from ..attn_processors.report import Report
+from .progress_bar import progress_bar, progress_bar_config
 from .sizes import base_side, check_size, size_multiple, stage_sizes
 
 __all__ = ["Progressive", "progressive"]
@@ -53,7 +54,7 @@ def progressive(
     width: int,
     steps: int,
     base_size: int | None = None,
-    strength: float = 0.7,
+    strength: float = 0.5,
     attention: Attention | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     call: Mapping[str, object] | None = None,
@@ -113,7 +114,7 @@ def _image_to_image(pipe: DiffusionPipeline) -> DiffusionPipeline:
             f"diffusers has no image-to-image form of {type(pipe).__name__}, "
             f"so it draws up to its base size only ({error})"
         ) from None
-    other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    other.set_progress_bar_config(**progress_bar_config(pipe))
     return other
 
 
@@ -160,22 +161,12 @@ def _run(
     arguments |= {
         name: n for name, n in zip(("height", "width"), size, strict=True) if name in known
     }
-    with _bar_titled(pipe, f"{size[1]}x{size[0]}"):
+    with progress_bar(pipe, title=f"{size[1]}x{size[0]}"):
         if attention is None:
             return pipe(**arguments).images, None
         with apply(pipe, attention) as handle:
             images = pipe(**arguments).images
             return images, handle.report()
-
-
-@contextmanager
-def _bar_titled(pipe: DiffusionPipeline, title: str) -> Iterator[None]:
-    config = getattr(pipe, "_progress_bar_config", {})
-    pipe.set_progress_bar_config(**{"desc": title, **config})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**config)
 
 
 def _enlarge(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -125,23 +125,25 @@ def test_demo_on_stand_ins(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_module, "load_model", load_model)
     out = tmp_path / "demo.png"
     caption = "a red circle on a teal background"
-    arguments = ["--size", "32x32", "--steps", 2, "--radius", 2, "--prompt", caption]
-    code, printed, _ = run("demo", *arguments, "--out", out)
+    arguments = ["--size", "32x32", "--step-size", "64x48", "--steps", 2, "--radius", 2]
+    code, printed, _ = run("demo", *arguments, "--prompt", caption, "--out", out)
     assert code == 0
     with Image.open(out) as picture:
         assert picture.width > 6 * 256
+    for word in ("shapes-sd", "shapes-flux", "PSNR to dense", "keys/query", "largest tensor"):
+        assert word in printed
     figures = json.loads(out.with_suffix(".json").read_text())
     assert figures["prompts"] == [caption]
-    rows = figures["rows"]
-    assert [row["method"] for row in rows] == ["dense", "local 2", "foveated 2"] * 2
-    assert all(word in printed for word in ("shapes-sd", "shapes-flux", "keys/", "PSNR to", "BIND"))
-    for dense, local, foveated in (rows[:3], rows[3:]):
+    methods = ["dense", "local 2", "foveated 2"] * 2
+    assert [row["method"] for row in figures["pictures"]] == methods
+    assert [row["method"] for row in figures["one_step"]] == methods
+    for dense, local, _ in (figures["pictures"][:3], figures["pictures"][3:]):
         assert dense["psnr_to_dense_db"] is None
         assert local["psnr_to_dense_db"] > 10
-        # on so small a grid it may see everything
-        assert foveated["psnr_to_dense_db"] is None or foveated["psnr_to_dense_db"] > 10
-        assert dense["keys_per_query"] == dense["tokens"] == local["tokens"]
-        assert all(row["seconds"] > 0 and row["largest_tensor_bytes"] > 0 for row in rows)
+    for dense, local, foveated in (figures["one_step"][:3], figures["one_step"][3:]):
+        assert dense["keys"] == dense["tokens"] == local["tokens"] == foveated["tokens"]
+        assert local["keys"] < foveated["keys"] < dense["keys"]
+        assert all(row["seconds"] > 0 and row["largest_tensor"] > 0 for row in (dense, local))
 
 
 def test_demo_refuses_a_foreign_prompt(run, tmp_path):

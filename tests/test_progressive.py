@@ -5,12 +5,12 @@ import math
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import Tiny
 
 import foveate
 from foveate.pipelines.largest_tensor import LargestTensor
 from foveate.pipelines.progressive import progressive
 from foveate.pipelines.sizes import base_side, check_size, size_multiple, stage_sizes
+from tiny_pipelines import Tiny
 
 # (height, width) above the base of each tiny pipeline, that base, and the stages
 CASES = {
@@ -33,7 +33,8 @@ def tiny(request, tinies):
 def draw(tiny, seed=0, **options):
     (height, width), base_size, _ = CASES[tiny.name]
     call = {name: value for name, value in tiny.arguments.items() if name != "prompt"}
-    defaults = {"height": height, "width": width, "base_size": base_size, "steps": 3, "call": call}
+    defaults = {"height": height, "width": width, "base_size": base_size, "call": call}
+    defaults |= {"steps": 3, "strength": 0.7}
     return progressive(
         tiny.pipe,
         "a cat",
