@@ -1,4 +1,8 @@
-"""Train `shapes-sd`: a StableDiffusionPipeline, v-prediction with zero terminal SNR."""
+"""Train `shapes-sd`: a StableDiffusionPipeline, v-prediction with zero terminal SNR.
+
+The text encoder stays as `text.py` left it: trained along, it loses what the denoiser does not use
+yet, relations first.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .data import LatentSet, latent_set
@@ -17,13 +20,13 @@ from .tokenizers import TEXT_LENGTH
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
-CONFIG = TrainingConfig(steps=9_200, learning_rate=1e-3, ema=0.9985, warmup=200)
+CONFIG = TrainingConfig(steps=9_800, learning_rate=1.5e-3, ema=0.9985, warmup=200)
 BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(
     stages=(
-        (0.367, {32: (32, 1.0)}),
-        (0.609, BASE_MIX),
-        (0.9, {32: (32, 0.6), 64: (24, 0.36), 96: (10, 0.02), 128: (6, 0.02)}),
+        (0.344, {32: (32, 1.0)}),
+        (0.571, BASE_MIX),
+        (0.88, {32: (32, 0.6), 64: (24, 0.36), 96: (10, 0.02), 128: (6, 0.02)}),
         (1.0, BASE_MIX),
     )
 )
@@ -61,25 +64,24 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class Denoiser(nn.Module):
-    """What is trained: the UNet and the text encoder that feeds it."""
-
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
-        super().__init__()
-        self.unet, self.text_encoder = unet, text_encoder
-
-
 class VLoss:
     """v-prediction loss; the weight of nearly clean steps falls as in min-SNR (arXiv:2303.09556).
 
     Noisy steps keep weight 1: min-SNR's own factor is 0 at zero SNR, where relations are decided.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, sets: dict[int, LatentSet]):
-        self.tokenizer, self.sets = tokenizer, sets
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        sets: dict[int, LatentSet],
+    ):
+        self.tokenizer, self.text_encoder, self.sets = tokenizer, text_encoder, sets
         self.alphas = build_scheduler().alphas_cumprod
 
-    def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self, unet: UNet2DConditionModel, step: int, generator: torch.Generator
+    ) -> torch.Tensor:
         side, size = CURRICULUM.at(step / CONFIG.steps, generator)
         x, captions = self.sets[side].batch(size, generator)
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
@@ -87,20 +89,21 @@ class VLoss:
         t = (len(self.alphas) * torch.rand(size, generator=generator) ** EARLY).long()
         noise = torch.randn(x.shape, generator=generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        text = model.text_encoder(tokenize(self.tokenizer, captions)).last_hidden_state
+        text = self._encode(captions)
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        v = model.unet(noisy, t, text).sample
+        v = unet(noisy, t, text).sample
         error = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean((1, 2, 3))
         snr = self.alphas[t] / (1 - self.alphas[t])
         return (error * ((MAX_SNR + 1) / (snr + 1)).clamp(max=1)).mean()
 
-
-def tokenize(tokenizer, captions: list[str]) -> torch.Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
-    ).input_ids
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> torch.Tensor:
+        ids = self.tokenizer(
+            captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+        ).input_ids
+        return self.text_encoder(ids).last_hidden_state
 
 
 def main() -> None:
@@ -114,24 +117,25 @@ def main() -> None:
     torch.manual_seed(CONFIG.seed)
     vae = AutoencoderTiny.from_pretrained(arguments.vae)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.text / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(arguments.text / "encoder")
+    text_encoder = CLIPTextModel.from_pretrained(arguments.text / "encoder").eval()
     cache = arguments.out.parent / "latents"
     sets = {s: latent_set(vae, s, n, 1, cache) for s, n in CURRICULUM.set_sizes().items()}
     unet = build_unet().to(memory_format=torch.channels_last)
 
-    def save(average: Denoiser, step: int) -> None:
+    def save(average: UNet2DConditionModel, step: int) -> None:
         StableDiffusionPipeline(
             vae=vae,
-            text_encoder=average.text_encoder,
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
-            unet=average.unet,
+            unet=average,
             scheduler=build_scheduler(),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(arguments.out / "pipeline")
 
-    train(Denoiser(unet, text_encoder), VLoss(tokenizer, sets), arguments.out, CONFIG, save)
+    loss_of = VLoss(tokenizer, text_encoder, sets)
+    train(unet, loss_of, arguments.out, CONFIG, save)
 
 
 if __name__ == "__main__":
