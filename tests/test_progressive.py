@@ -162,6 +162,7 @@ def test_batch_equals_one_by_one(tiny):
         width=width,
         base_size=base_size,
         steps=3,
+        strength=0.7,
         generator=generators,
         call=call,
         output_type="pt",
