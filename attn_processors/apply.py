@@ -118,6 +118,7 @@ class Handle:
         self._bound = bound
         self._hooks = [
             model.register_forward_pre_hook(tracker, with_kwargs=True, prepend=True),
+            model.register_forward_pre_hook(self._recorder.begin),
             model.register_forward_hook(self._recorder),
         ]
         for b in bound:

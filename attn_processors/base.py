@@ -21,8 +21,7 @@ class AttnProcessor:
     """Base of the processors; a subclass adds its options and `attend`.
 
     grid: (rows, columns) or (frames, rows, columns) of image tokens at the model's top level, for
-        `set_attn_processor`, which tells a processor nothing of the model. `foveate.apply` reads
-        it.
+        `set_attn_processor`, which tells nothing of the model; unused by `foveate.apply`.
     """
 
     grid: tuple[int, ...] | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 import torch
@@ -12,8 +11,6 @@ from .base import AttnProcessor
 from .tracker import Tracker
 
 __all__ = ["Layer"]
-
-logger = logging.getLogger(__name__)
 
 
 class Layer:
@@ -31,24 +28,28 @@ class Layer:
         *,
         min_tokens: int = 0,
         strict: bool = False,
-        untouched: str | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
         self.processor = processor
-        self.untouched = untouched
+        self.untouched: str | None = None
         self.tracker = tracker
         self.min_tokens = min_tokens
         self.strict = strict
+        self.forget()
+        self.reset()
+
+    def forget(self) -> None:
+        """Drop the notes of a forward, before the next or after one that was cut short."""
         # written and never read in a forward, so a compiled graph guards on none of them
         self._ran: TokenLayout | None = None
         self._chosen: str | None = None
         self._refused: str | None = None
-        self.reset()
 
     def reset(self) -> None:
-        """Forget what earlier forwards did."""
-        self.layouts: Counter[TokenLayout] = Counter()
+        """Drop the counts of all earlier forwards."""
+        self.forwards = 0
+        self.layout: TokenLayout | None = None
         self.reasons: Counter[str] = Counter()
 
     def attend(
@@ -61,24 +62,28 @@ class Layer:
         special: str | None,
     ) -> torch.Tensor | None:
         """The operator's output for q, k, v [B, H, N, D], or None for the stock softmax."""
-        chosen = self._why_left_dense(q)
-        if chosen is not None:
-            if _may_note():
-                self._chosen = chosen
-            return None
         layout = self.tracker.layouts.get(q.shape[2])
-        refused = special if special is not None else _why_not(q, k, layout)
-        if refused is None:
-            if _may_note():
-                self._ran = layout
-            return self.processor.attend(q, k, v, layout=layout, scale=scale)
-        if self.strict:
-            raise NotImplementedError(
-                f"{self.name}: {refused}; strict=False would run this call dense"
-            )
-        if _may_note():
+        chosen = self._why_left_dense(q)
+        refused = None
+        if chosen is None:
+            refused = _why_not(q, k, layout) if special is None else special
+        if refused is not None and self.strict:
+            raise NotImplementedError(f"{self.name}: {refused}; strict=False runs this call dense")
+        self._note(layout, chosen, refused)
+        if chosen is not None or refused is not None:
+            return None
+        return self.processor.attend(q, k, v, layout=layout, scale=scale)
+
+    def _note(self, layout: TokenLayout | None, chosen: str | None, refused: str | None) -> None:
+        # a compiled activation checkpoint allows no side effect
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
+            return
+        if chosen is not None:
+            self._chosen = chosen
+        elif refused is not None:
             self._refused = refused
-        return None
+        else:
+            self._ran = layout
 
     def _why_left_dense(self, q: torch.Tensor) -> str | None:
         """The option of `apply` that keeps this call dense."""
@@ -91,18 +96,10 @@ class Layer:
     def settle(self) -> str | None:
         """Count what the last forward did; returns why it could not take the operator."""
         if self._ran is not None:
-            self.layouts[self._ran] += 1
-        for reason in (self._chosen, self._refused):
-            if reason is not None:
-                self.reasons[reason] += 1
-        refused = self._refused
-        self._ran = self._chosen = self._refused = None
-        return refused
-
-
-def _may_note() -> bool:
-    # a compiled activation checkpoint allows no side effect
-    return not (torch.compiler.is_compiling() and torch.is_grad_enabled())
+            self.forwards += 1
+            self.layout = self._ran
+        self.reasons.update(r for r in (self._chosen, self._refused) if r is not None)
+        return self._refused
 
 
 def _why_not(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:

@@ -104,6 +104,12 @@ class Recorder:
         self._logged: set[str] = set()
 
     @torch.compiler.disable
+    def begin(self, model: nn.Module, args: tuple) -> None:
+        """Forward pre-hook: what a forward cut short left behind counts for nothing."""
+        for layer in self.layers:
+            layer.forget()
+
+    @torch.compiler.disable
     def __call__(self, model: nn.Module, args: tuple, output: Any) -> None:
         if self.tracker.schedule is not self._schedule:
             self._schedule = self.tracker.schedule
@@ -130,31 +136,30 @@ class Recorder:
         return Report(rows, self.forwards, tuple(processors))
 
     def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
-        layout = next(reversed(layer.layouts), None)
         dense = sum(layer.reasons.values())
         reasons = [f"{reason} ({count}x)" for reason, count in layer.reasons.items()]
         if replaced is not None:
             reasons.append(f"processor replaced by {replaced} since: remove() and apply again")
         elif layer.untouched is not None:
             reasons.append(layer.untouched)
-        elif self.forwards and not layer.layouts and not dense:
+        elif self.forwards and not layer.forwards and not dense:
             reasons.append(_UNSEEN)
         return LayerReport(
             layer=layer.name,
             kind=layer.kind,
-            operator=_operator_name(layer, self.forwards),
-            forwards=sum(layer.layouts.values()),
+            operator=_operator_name(layer),
+            forwards=layer.forwards,
             dense_forwards=dense,
-            tokens=None if layout is None else layout.num_tokens,
-            keys=None if layout is None else layer.processor.count_keys(layout),
+            tokens=None if layer.layout is None else layer.layout.num_tokens,
+            keys=None if layer.layout is None else layer.processor.count_keys(layer.layout),
             reason="; ".join(reasons),
         )
 
 
-def _operator_name(layer: Layer, forwards: int) -> str:
+def _operator_name(layer: Layer) -> str:
     if layer.processor is None:
         return "dense"
-    names = [layer.processor.operator_name] if layer.layouts else []
+    names = [layer.processor.operator_name] if layer.forwards else []
     if layer.reasons:
         names.append("dense")
     return "+".join(names) or "-"

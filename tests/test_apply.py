@@ -7,7 +7,10 @@ import pickle
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux import (
+    FluxAttnProcessor,
+    FluxIPAdapterAttnProcessor,
+)
 from torch._dynamo.testing import CompileCounter
 
 from foveate.attn_processors import (
@@ -356,7 +359,7 @@ def raster_ids(height, width, image=0):
     )
 
 
-def flux_forward(model, ids, text=7):
+def flux_forward(model, ids, text=7, **arguments):
     generator = torch.Generator().manual_seed(0)
     return model(
         hidden_states=torch.randn(1, len(ids), 4, generator=generator),
@@ -366,6 +369,7 @@ def flux_forward(model, ids, text=7):
         img_ids=ids,
         txt_ids=torch.zeros(text, 3),
         return_dict=False,
+        **arguments,
     )[0]
 
 
@@ -420,6 +424,20 @@ def test_reference_image_is_an_extra_segment(flux):
         assert torch.allclose(flux_forward(flux.model, ids), want, atol=1e-5)
     with apply(flux.model, LocalAttnProcessor(radius=2)):
         assert not torch.allclose(flux_forward(flux.model, ids), want, atol=1e-5)
+
+
+def test_forward_cut_short_is_not_counted(flux):
+    ids, shuffled = raster_ids(4, 6), raster_ids(4, 6)[torch.randperm(24)]
+    norm = flux.model.norm_out.register_forward_pre_hook(lambda *_: stop(*[None] * 4))
+    with apply(flux.model, SoftmaxAttnProcessor()) as handle:
+        with pytest.raises(KeyboardInterrupt):
+            flux_forward(flux.model, ids)
+        norm.remove()
+        flux_forward(flux.model, shuffled)
+    rows = handle.report().layers
+    assert [(row.operator, row.forwards, row.dense_forwards) for row in rows] == [
+        ("dense", 0, 1)
+    ] * 2
 
 
 def test_report_is_of_the_last_run(flux):
@@ -526,6 +544,34 @@ def test_fusing_a_unet_afterwards_is_reported():
     # unfusing puts our copies back; removed, they are the stock processor
     tiny.pipe.unfuse_qkv_projections()
     assert torch.allclose(tiny(), dense, atol=1e-5)
+
+
+@torch.no_grad()
+def test_ip_adapter_on_flux():
+    model = Tiny("flux").model
+    attention = model.transformer_blocks[0].attn
+    adapter = FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=32)
+    attention.set_processor(adapter)
+    names = set(model.state_dict())
+
+    def forward():
+        prompts = [torch.linspace(-1, 1, 4 * 32).view(1, 4, 32)]
+        return flux_forward(
+            model, raster_ids(4, 6), joint_attention_kwargs={"ip_hidden_states": prompts}
+        )
+
+    want = forward()
+    with apply(model, SoftmaxAttnProcessor()) as handle:
+        assert torch.equal(forward(), want)
+        assert set(model.state_dict()) == names
+        assert isinstance(attention.processor, FluxIPAdapterAttnProcessor)
+        attention.processor.scale = [0.0]
+        assert not torch.equal(forward(), want)
+    row = rows_of(handle, layer="transformer_blocks.0.attn")[0]
+    assert (row.operator, row.forwards) == ("softmax+dense", 2)
+    assert row.reason == "queries and keys differ in number (2x)"
+    assert attention.processor is adapter
+    assert adapter.scale == [0.0]
 
 
 def test_gradients_pass_and_checkpointing_agrees(flux):
