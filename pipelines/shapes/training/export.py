@@ -17,6 +17,8 @@ from ..load import MODELS, weights_folder
 
 __all__ = ["export", "main"]
 
+UNWANTED = ("_name_or_path", "name_or_path")
+
 
 def export(name: str, run: Path, vae: Path | None) -> Path:
     """Write the embedded model `name` from the run's pipeline, with another decoder if asked."""
@@ -25,16 +27,20 @@ def export(name: str, run: Path, vae: Path | None) -> Path:
         pipe.register_modules(vae=AutoencoderTiny.from_pretrained(vae))
     folder = weights_folder(name)
     pipe.to(torch.float16).save_pretrained(folder)
-    _drop_unknown(folder / "vae" / "config.json")
+    _clean(folder)
     shutil.copyfile(run / "log.jsonl", Path(__file__).parent / "logs" / f"{name}.jsonl")
     return folder
 
 
-def _drop_unknown(config: Path) -> None:
-    """AutoencoderTiny saves a key that it does not take, and warns of it at every load."""
-    content = json.loads(config.read_text())
-    content.pop("block_out_channels", None)
-    config.write_text(json.dumps(content, indent=2) + "\n")
+def _clean(folder: Path) -> None:
+    """Drop where the parts came from, and a key AutoencoderTiny saves but warns of when loading."""
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text())
+        kept = {key: content[key] for key in content if key not in UNWANTED}
+        if path.parent.name == "vae":
+            kept.pop("block_out_channels", None)
+        if kept != content:
+            path.write_text(json.dumps(kept, indent=2) + "\n")
 
 
 def main() -> None:
