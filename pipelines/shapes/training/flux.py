@@ -6,6 +6,7 @@ Both text encoders stay as `text.py` left them, for the reason given in `unet.py
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from ..load import load_shapes
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
 from .schedule import Curriculum
@@ -25,10 +27,10 @@ from .unet import UNCONDITIONAL
 
 __all__ = ["build_scheduler", "build_transformer", "main"]
 
-CONFIG = TrainingConfig(steps=16_000, learning_rate=1e-3, ema=0.9985, warmup=300)
-CURRICULUM = Curriculum(
-    stages=((0.04, {32: (32, 1.0)}), (1.0, {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}))
-)
+CONFIG = TrainingConfig(steps=5_200, learning_rate=1e-3, ema=0.9985, warmup=300)
+BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
+CURRICULUM = Curriculum(stages=((0.12, {32: (32, 1.0)}), (1.0, BASE_MIX)))
+MORE = Curriculum(stages=((1.0, BASE_MIX),))  # for `--more`
 TEXT_LENGTHS = (
     20,
     24,
@@ -71,13 +73,16 @@ class FlowLoss:
         clip: tuple[CLIPTokenizer, CLIPTextModel],
         t5: tuple[T5Tokenizer, T5EncoderModel],
         sets: dict[int, LatentSet],
+        curriculum: Curriculum,
+        steps: int,
     ):
         self.clip, self.t5, self.sets = clip, t5, sets
+        self.curriculum, self.steps = curriculum, steps
 
     def __call__(
         self, transformer: FluxTransformer2DModel, step: int, generator: torch.Generator
     ) -> torch.Tensor:
-        side, size = CURRICULUM.at(step / CONFIG.steps, generator)
+        side, size = self.curriculum.at(step / self.steps, generator)
         x, captions = self.sets[side].batch(size, generator)
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
         captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
@@ -119,36 +124,43 @@ def _img_ids(side: int) -> torch.Tensor:
     return FluxPipeline._prepare_latent_image_ids(1, side, side, "cpu", torch.float32)
 
 
+def fresh_pipeline(vae: Path, text: Path) -> FluxPipeline:
+    """An untrained transformer between a trained autoencoder and trained text encoders."""
+    return FluxPipeline(
+        vae=AutoencoderTiny.from_pretrained(vae),
+        text_encoder=CLIPTextModel.from_pretrained(text / "clip" / "encoder").eval(),
+        tokenizer=CLIPTokenizer.from_pretrained(text / "clip" / "tokenizer"),
+        text_encoder_2=T5EncoderModel.from_pretrained(text / "t5" / "encoder").eval(),
+        tokenizer_2=T5Tokenizer.from_pretrained(text / "t5" / "tokenizer"),
+        transformer=build_transformer(),
+        scheduler=build_scheduler(),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/flux"))
     parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
     parser.add_argument("--text", type=Path, default=Path("runs/text"))
+    parser.add_argument("--more", type=int, help="steps to go on from the shipped weights")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(CONFIG.seed)
-    vae = AutoencoderTiny.from_pretrained(arguments.vae)
-    clip = CLIPTextModel.from_pretrained(arguments.text / "clip" / "encoder").eval()
-    clip_tokenizer = CLIPTokenizer.from_pretrained(arguments.text / "clip" / "tokenizer")
-    t5 = T5EncoderModel.from_pretrained(arguments.text / "t5" / "encoder").eval()
-    t5_tokenizer = T5Tokenizer.from_pretrained(arguments.text / "t5" / "tokenizer")
+    if arguments.more is None:
+        pipe, config, curriculum = fresh_pipeline(arguments.vae, arguments.text), CONFIG, CURRICULUM
+    else:
+        pipe, config, curriculum = load_shapes("flux"), replace(CONFIG, steps=arguments.more), MORE
     cache = arguments.out.parent / "latents"
-    sets = {s: latent_set(vae, s, n, 1, cache) for s, n in CURRICULUM.set_sizes().items()}
+    sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
 
     def save(average: FluxTransformer2DModel, step: int) -> None:
-        FluxPipeline(
-            vae=vae,
-            text_encoder=clip,
-            tokenizer=clip_tokenizer,
-            text_encoder_2=t5,
-            tokenizer_2=t5_tokenizer,
-            transformer=average,
-            scheduler=build_scheduler(),
-        ).save_pretrained(arguments.out / "pipeline")
+        parts = {**pipe.components, "transformer": average}
+        FluxPipeline(**parts).save_pretrained(arguments.out / "pipeline")
 
-    loss_of = FlowLoss((clip_tokenizer, clip), (t5_tokenizer, t5), sets)
-    train(build_transformer(), loss_of, arguments.out, CONFIG, save)
+    clip, t5 = (pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)
+    loss_of = FlowLoss(clip, t5, sets, curriculum, config.steps)
+    train(pipe.transformer.train(), loss_of, arguments.out, config, save)
 
 
 if __name__ == "__main__":

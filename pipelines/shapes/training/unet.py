@@ -7,12 +7,14 @@ yet, relations first.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..load import load_shapes
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
 from .schedule import Curriculum
@@ -29,6 +31,10 @@ CURRICULUM = Curriculum(
         (0.88, {32: (32, 0.6), 64: (24, 0.36), 96: (10, 0.02), 128: (6, 0.02)}),
         (1.0, BASE_MIX),
     )
+)
+# for `--more`
+MORE = Curriculum(
+    stages=((0.8, {32: (32, 0.5), 64: (24, 0.44), 96: (10, 0.03), 128: (6, 0.03)}), (1.0, BASE_MIX))
 )
 UNCONDITIONAL = 0.1
 MAX_SNR = 4.0  # cleaner steps weigh less
@@ -75,14 +81,17 @@ class VLoss:
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModel,
         sets: dict[int, LatentSet],
+        curriculum: Curriculum,
+        steps: int,
     ):
         self.tokenizer, self.text_encoder, self.sets = tokenizer, text_encoder, sets
+        self.curriculum, self.steps = curriculum, steps
         self.alphas = build_scheduler().alphas_cumprod
 
     def __call__(
         self, unet: UNet2DConditionModel, step: int, generator: torch.Generator
     ) -> torch.Tensor:
-        side, size = CURRICULUM.at(step / CONFIG.steps, generator)
+        side, size = self.curriculum.at(step / self.steps, generator)
         x, captions = self.sets[side].batch(size, generator)
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
         captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
@@ -106,36 +115,46 @@ class VLoss:
         return self.text_encoder(ids).last_hidden_state
 
 
+def fresh_pipeline(vae: Path, text: Path) -> StableDiffusionPipeline:
+    """An untrained UNet between a trained autoencoder and a trained text encoder."""
+    return StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(vae),
+        text_encoder=CLIPTextModel.from_pretrained(text / "encoder").eval(),
+        tokenizer=CLIPTokenizer.from_pretrained(text / "tokenizer"),
+        unet=build_unet(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/sd"))
     parser.add_argument("--vae", type=Path, default=Path("runs/autoencoder/vae"))
     parser.add_argument("--text", type=Path, default=Path("runs/text/clip"))
+    parser.add_argument("--more", type=int, help="steps to go on from the shipped weights")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(CONFIG.seed)
-    vae = AutoencoderTiny.from_pretrained(arguments.vae)
-    tokenizer = CLIPTokenizer.from_pretrained(arguments.text / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(arguments.text / "encoder").eval()
+    if arguments.more is None:
+        pipe, config, curriculum = fresh_pipeline(arguments.vae, arguments.text), CONFIG, CURRICULUM
+    else:
+        pipe, config, curriculum = load_shapes("sd"), replace(CONFIG, steps=arguments.more), MORE
     cache = arguments.out.parent / "latents"
-    sets = {s: latent_set(vae, s, n, 1, cache) for s, n in CURRICULUM.set_sizes().items()}
-    unet = build_unet().to(memory_format=torch.channels_last)
+    sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
 
     def save(average: UNet2DConditionModel, step: int) -> None:
-        StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=average,
-            scheduler=build_scheduler(),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(arguments.out / "pipeline")
+        parts = {**pipe.components, "unet": average}
+        StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(
+            arguments.out / "pipeline"
+        )
 
-    loss_of = VLoss(tokenizer, text_encoder, sets)
-    train(unet, loss_of, arguments.out, CONFIG, save)
+    loss_of = VLoss(pipe.tokenizer, pipe.text_encoder, sets, curriculum, config.steps)
+    unet = pipe.unet.train().to(memory_format=torch.channels_last)
+    train(unet, loss_of, arguments.out, config, save)
 
 
 if __name__ == "__main__":
