@@ -9,6 +9,7 @@ to its shape.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Ask, sample_scene
 from .loop import TrainingConfig, train
 from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 
-__all__ = ["build_clip", "build_t5", "main"]
+__all__ = ["Probed", "build_clip", "build_t5", "main", "probe_loss"]
 
 CONFIG = TrainingConfig(steps=1200, learning_rate=1e-3, ema=0.99)
 BATCH = 64
@@ -89,16 +90,10 @@ def targets(ask: Ask) -> tuple[list[list[int]], list[int]]:
     return at_shape, at_end
 
 
-def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tensor:
-    rng = np.random.default_rng(generator.initial_seed())
-    asks = [sample_scene(rng).ask for _ in range(BATCH)]
-    ids = tokenizer(
-        [ask.caption for ask in asks],
-        padding="max_length",
-        max_length=TEXT_LENGTH,
-        return_tensors="pt",
-    ).input_ids
-    hidden = model.encoder(ids).last_hidden_state  # [B, T, width]
+def probe_loss(
+    model: Probed, tokenizer, ids: torch.Tensor, hidden: torch.Tensor, asks: Sequence[Ask]
+) -> torch.Tensor:
+    """Cross-entropy of the probes on the hidden states [B, T, width] of `ids` [B, T]."""
     shape_ids = torch.tensor([tokenizer(shape).input_ids[-2] for shape in SHAPES])
     rows, columns = torch.isin(ids, shape_ids).nonzero(as_tuple=True)
     ends = (ids == tokenizer.eos_token_id).int().argmax(1)
@@ -109,7 +104,19 @@ def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tenso
     loss = _cross_entropies(model.at_shape(hidden[rows, columns]), at_shape, sizes)
     sizes = [len(RELATIONS) + 1, len(BACKGROUNDS)]
     sizes += [len(COLOURS) + 1, len(SHAPES) + 1] * MAX_OBJECTS
-    return loss + _cross_entropies(model.at_end(hidden[range(BATCH), ends]), at_end, sizes)
+    return loss + _cross_entropies(model.at_end(hidden[range(len(asks)), ends]), at_end, sizes)
+
+
+def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tensor:
+    rng = np.random.default_rng(generator.initial_seed())
+    asks = [sample_scene(rng).ask for _ in range(BATCH)]
+    ids = tokenizer(
+        [ask.caption for ask in asks],
+        padding="max_length",
+        max_length=TEXT_LENGTH,
+        return_tensors="pt",
+    ).input_ids
+    return probe_loss(model, tokenizer, ids, model.encoder(ids).last_hidden_state, asks)
 
 
 def _cross_entropies(logits: torch.Tensor, classes: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Train `shapes-sd`: a StableDiffusionPipeline, v-prediction with zero terminal SNR.
 
-The text encoder stays as `text.py` left it: trained along, it loses what the denoiser does not use
-yet, relations first.
+The text encoder is trained along, and the probes of `text.py` with it: without them it forgets what
+the denoiser does not use yet, relations first.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..load import load_shapes
+from ..scene import parse_caption
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
 from .schedule import Curriculum
+from .text import Probed, probe_loss
 from .tokenizers import TEXT_LENGTH
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
-CONFIG = TrainingConfig(steps=9_800, learning_rate=1.5e-3, ema=0.9985, warmup=200)
+CONFIG = TrainingConfig(steps=9_800, learning_rate=1e-3, ema=0.9985, warmup=200)
 BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(
     stages=(
@@ -33,10 +36,12 @@ CURRICULUM = Curriculum(
     )
 )
 # for `--more`
+MORE_CONFIG = replace(CONFIG, learning_rate=7e-4, ema=0.998)
 MORE = Curriculum(
     stages=((0.8, {32: (32, 0.5), 64: (24, 0.44), 96: (10, 0.03), 128: (6, 0.03)}), (1.0, BASE_MIX))
 )
 UNCONDITIONAL = 0.1
+PROBES = 0.1  # weight of the probes
 MAX_SNR = 4.0  # cleaner steps weigh less
 EARLY = 0.5  # timesteps are 1000 * u^EARLY: early steps decide what stands where
 
@@ -70,6 +75,14 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
+class Denoiser(nn.Module):
+    """What is trained: the UNet, and the text encoder with its probes."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+        super().__init__()
+        self.unet, self.text = unet, Probed(text_encoder)
+
+
 class VLoss:
     """v-prediction loss; the weight of nearly clean steps falls as in min-SNR (arXiv:2303.09556).
 
@@ -79,40 +92,45 @@ class VLoss:
     def __init__(
         self,
         tokenizer: CLIPTokenizer,
-        text_encoder: CLIPTextModel,
         sets: dict[int, LatentSet],
         curriculum: Curriculum,
         steps: int,
     ):
-        self.tokenizer, self.text_encoder, self.sets = tokenizer, text_encoder, sets
+        self.tokenizer, self.sets = tokenizer, sets
         self.curriculum, self.steps = curriculum, steps
         self.alphas = build_scheduler().alphas_cumprod
 
-    def __call__(
-        self, unet: UNet2DConditionModel, step: int, generator: torch.Generator
-    ) -> torch.Tensor:
+    def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
         side, size = self.curriculum.at(step / self.steps, generator)
         x, captions = self.sets[side].batch(size, generator)
+        text, probes = self._read(model, captions)
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
-        captions = ["" if drop else text for drop, text in zip(dropped, captions, strict=True)]
+        text = torch.where(dropped[:, None, None], self._empty(model), text)
         t = (len(self.alphas) * torch.rand(size, generator=generator) ** EARLY).long()
         noise = torch.randn(x.shape, generator=generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
-        text = self._encode(captions)
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        v = unet(noisy, t, text).sample
+        v = model.unet(noisy, t, text).sample
         error = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean((1, 2, 3))
         snr = self.alphas[t] / (1 - self.alphas[t])
-        return (error * ((MAX_SNR + 1) / (snr + 1)).clamp(max=1)).mean()
+        return (error * ((MAX_SNR + 1) / (snr + 1)).clamp(max=1)).mean() + PROBES * probes
 
-    @torch.no_grad()
-    def _encode(self, captions: list[str]) -> torch.Tensor:
-        ids = self.tokenizer(
+    def _read(self, model: Denoiser, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the captions, and the loss of their probes."""
+        ids = self._ids(captions)
+        hidden = model.text.encoder(ids).last_hidden_state
+        asks = [parse_caption(caption) for caption in captions]
+        return hidden, probe_loss(model.text, self.tokenizer, ids, hidden, asks)
+
+    def _empty(self, model: Denoiser) -> torch.Tensor:
+        return model.text.encoder(self._ids([""])).last_hidden_state
+
+    def _ids(self, captions: list[str]) -> torch.Tensor:
+        return self.tokenizer(
             captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(ids).last_hidden_state
 
 
 def fresh_pipeline(vae: Path, text: Path) -> StableDiffusionPipeline:
@@ -140,21 +158,26 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(CONFIG.seed)
     if arguments.more is None:
-        pipe, config, curriculum = fresh_pipeline(arguments.vae, arguments.text), CONFIG, CURRICULUM
+        pipe, curriculum = fresh_pipeline(arguments.vae, arguments.text), CURRICULUM
+        config = CONFIG
     else:
-        pipe, config, curriculum = load_shapes("sd"), replace(CONFIG, steps=arguments.more), MORE
+        pipe, config, curriculum = (
+            load_shapes("sd"),
+            replace(MORE_CONFIG, steps=arguments.more),
+            MORE,
+        )
     cache = arguments.out.parent / "latents"
     sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
 
-    def save(average: UNet2DConditionModel, step: int) -> None:
-        parts = {**pipe.components, "unet": average}
+    def save(average: Denoiser, step: int) -> None:
+        parts = {**pipe.components, "unet": average.unet, "text_encoder": average.text.encoder}
         StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(
             arguments.out / "pipeline"
         )
 
-    loss_of = VLoss(pipe.tokenizer, pipe.text_encoder, sets, curriculum, config.steps)
-    unet = pipe.unet.train().to(memory_format=torch.channels_last)
-    train(unet, loss_of, arguments.out, config, save)
+    loss_of = VLoss(pipe.tokenizer, sets, curriculum, config.steps)
+    model = Denoiser(pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder).train()
+    train(model, loss_of, arguments.out, config, save)
 
 
 if __name__ == "__main__":
