@@ -5,6 +5,7 @@ The only place that prints. What is heavy loads inside the commands, so that --h
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,8 @@ for command in (demo, generate, info):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user got wrong is one line on stderr and exit status 2."""
+    # read when torch loads: on a busy CPU, threads that spin while they wait take ten times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments, prog_name="foveate")
     except (ValueError, NotImplementedError, OSError) as error:

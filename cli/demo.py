@@ -41,7 +41,7 @@ def demo(
     radius: Annotated[
         int, typer.Option(help="Of local and foveated attention alike.", metavar="TOKENS")
     ] = 8,
-    steps: Steps = 25,
+    steps: Steps = 20,
     strength: Strength = 0.5,
     seed: Seed = 0,
     prompt: Annotated[
