@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,11 +24,19 @@ from .data import held_out_asks
 __all__ = ["evaluate", "main"]
 
 
-def evaluate(pipe: DiffusionPipeline, name: str, number: int, steps: int, seed: int = 100) -> tuple:
-    """Figures over `number` captions each of one, two and three objects, and their pictures."""
+def evaluate(
+    pipe: DiffusionPipeline,
+    name: str,
+    *,
+    number: int,
+    objects: Sequence[int] = (1, 2, 3),
+    steps: int = 25,
+    seed: int = 100,
+) -> tuple[dict, list[np.ndarray]]:
+    """Figures over `number` captions of each number of objects, and the pictures."""
     side = MODELS[name].base_size
     scores, pictures = [], []
-    for num_objects in (1, 2, 3):
+    for num_objects in objects:
         asks = held_out_asks(number, num_objects, seed + num_objects)
         drawn = draw(pipe, asks, size=(side, side), steps=steps, call=MODELS[name].call, seed=seed)
         scores += score_all(drawn, asks)
@@ -45,6 +54,7 @@ def main() -> None:
     parser.add_argument("name", choices=tuple(MODELS))
     parser.add_argument("--folder", type=Path, default=None, help="default: the shipped weights")
     parser.add_argument("--number", type=int, default=200)
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--card", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
@@ -52,7 +62,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     folder = weights_folder(arguments.name) if arguments.folder is None else arguments.folder
     pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    figures, pictures = evaluate(pipe, arguments.name, arguments.number, arguments.steps)
+    figures, pictures = evaluate(
+        pipe,
+        arguments.name,
+        number=arguments.number,
+        objects=arguments.objects,
+        steps=arguments.steps,
+    )
     card = {
         "model": MODELS[arguments.name].folder,
         "prompts": arguments.number,
