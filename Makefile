@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 
+# threads that spin while they wait slow a busy machine tenfold
+export OMP_WAIT_POLICY := PASSIVE
+
 .PHONY: demo test lint study clean
 
 demo: $(STAMP)
@@ -21,7 +24,7 @@ study: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.study
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.png
+	rm -rf $(VENV) build dist *.egg-info demo.png demo.json
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name '.*_cache' \) -prune -exec rm -rf {} +
 
 # torch goes first and alone, so that nothing else picks its version

@@ -47,7 +47,7 @@ def weights_folder(name: str) -> Path:
 def load_shapes(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
     """The embedded pipeline: "sd" a StableDiffusionPipeline, "flux" a FluxPipeline; offline."""
     pipe = DiffusionPipeline.from_pretrained(
-        weights_folder(name), dtype=dtype, local_files_only=True
+        str(weights_folder(name)), dtype=dtype, local_files_only=True
     )
     if isinstance(pipe, FluxPipeline):  # its constructor fixes 128, whatever the model
         pipe.default_sample_size = MODELS[name].base_size // pipe.vae_scale_factor
