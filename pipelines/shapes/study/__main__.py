@@ -25,7 +25,7 @@ from ..quality import draw
 from ..scene import Ask
 from ..training.data import held_out_asks
 from .fidelity import layer_errors
-from .methods import methods
+from .methods import methods, slug
 from .report import write_report
 
 SEED = 500
@@ -73,7 +73,7 @@ def study_pictures(
     choices = {"dense": None, **methods(name, top_layout(pipe, name, side))}
     dense_path = scratch / f"dense-{name}-{side}-{number}-{steps}.npy"
     for method, processor in choices.items():
-        path = folder / f"pictures-{name}-{side}-{method.replace(', ', '-').replace(' ', '-')}.json"
+        path = folder / f"pictures-{name}-{side}-{slug(method)}.json"
         if path.exists() and (method != "dense" or dense_path.exists()):
             continue
         with nullcontext() if processor is None else apply(pipe, processor):

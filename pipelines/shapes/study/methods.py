@@ -6,7 +6,7 @@ from ....attn_processors import FoveatedAttnProcessor, LocalAttnProcessor
 from ....attn_processors.base import AttnProcessor
 from ....kernels.layout import TokenLayout
 
-__all__ = ["RADIUS", "methods"]
+__all__ = ["RADIUS", "methods", "slug"]
 
 # tokens, and the side of a pooled cell: 16 pixels in both models, four and eight pixels to a token
 RADIUS = {"sd": 4, "flux": 2}
@@ -22,6 +22,11 @@ def methods(model: str, layout: TokenLayout) -> dict[str, AttnProcessor]:
         "pooled, no mass": FoveatedAttnProcessor(radius=radius, pool=radius, mass=False),
         "foveated": foveated,
     }
+
+
+def slug(method: str) -> str:
+    """A method's name in the names of files."""
+    return method.replace(", ", "-").replace(" ", "-")
 
 
 def _equal_radius(foveated: FoveatedAttnProcessor, layout: TokenLayout) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..metrics import paired_bootstrap
+from .methods import slug
 
 __all__ = ["write_report"]
 
@@ -75,7 +76,7 @@ def _picture_table(pictures: dict) -> str:
 
 def _by_size(item: tuple[tuple[str, ...], dict]) -> tuple:
     model, side, *method = item[0]
-    order = ["dense", *(name.replace(", ", "-").replace(" ", "-") for name in COLOURS)]
+    order = ["dense", *map(slug, COLOURS)]
     return model != "sd", int(side), order.index(method[0]) if method else 0
 
 

@@ -1,6 +1,6 @@
 """Train `shapes-flux`: a FluxPipeline with joint and single-stream blocks, by flow matching.
 
-Both text encoders stay as `text.py` left them, for the reason given in `unet.py`.
+Both text encoders stay as they are: trained along without their probes they forget relations.
 """
 
 from __future__ import annotations
@@ -22,21 +22,16 @@ from ..load import load_shapes
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
 from .schedule import Curriculum
-from .tokenizers import TEXT_LENGTH
-from .unet import UNCONDITIONAL
+from .tokenizers import token_ids
+from .unet import BASE_MIX, UNCONDITIONAL
 
 __all__ = ["build_scheduler", "build_transformer", "main"]
 
 CONFIG = TrainingConfig(steps=5_200, learning_rate=1e-3, ema=0.9985, warmup=300)
-BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(stages=((0.12, {32: (32, 1.0)}), (1.0, BASE_MIX)))
 MORE = Curriculum(stages=((1.0, BASE_MIX),))  # for `--more`
-TEXT_LENGTHS = (
-    20,
-    24,
-    28,
-    40,
-)  # padded lengths seen in training, so that the length may vary later
+# padded lengths seen in training, so that the length may vary later
+TEXT_LENGTHS = (20, 24, 28, 40)
 
 
 def build_transformer() -> FluxTransformer2DModel:
@@ -109,15 +104,9 @@ class FlowLoss:
         """Text of a random padded length [B, T, D] and the pooled text [B, D]."""
         length = TEXT_LENGTHS[int(torch.randint(len(TEXT_LENGTHS), (), generator=generator))]
         tokenizer, encoder = self.t5
-        text = encoder(_ids(tokenizer, captions, length)).last_hidden_state
+        text = encoder(token_ids(tokenizer, captions, length)).last_hidden_state
         tokenizer, encoder = self.clip
-        return text, encoder(_ids(tokenizer, captions, TEXT_LENGTH)).pooler_output
-
-
-def _ids(tokenizer, captions: list[str], length: int) -> torch.Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=length, return_tensors="pt"
-    ).input_ids
+        return text, encoder(token_ids(tokenizer, captions)).pooler_output
 
 
 def _img_ids(side: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, Ask, sample_scene
 from .loop import TrainingConfig, train
-from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
+from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer, token_ids
 
 __all__ = ["Probed", "build_clip", "build_t5", "main", "probe_loss"]
 
@@ -110,12 +110,7 @@ def probe_loss(
 def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tensor:
     rng = np.random.default_rng(generator.initial_seed())
     asks = [sample_scene(rng).ask for _ in range(BATCH)]
-    ids = tokenizer(
-        [ask.caption for ask in asks],
-        padding="max_length",
-        max_length=TEXT_LENGTH,
-        return_tensors="pt",
-    ).input_ids
+    ids = token_ids(tokenizer, [ask.caption for ask in asks])
     return probe_loss(model, tokenizer, ids, model.encoder(ids).last_hidden_state, asks)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from ..scene import BACKGROUNDS, COLOURS, RELATIONS, SHAPES
 
-__all__ = ["TEXT_LENGTH", "WORDS", "clip_tokenizer", "t5_tokenizer"]
+__all__ = ["TEXT_LENGTH", "WORDS", "clip_tokenizer", "t5_tokenizer", "token_ids"]
 
 TEXT_LENGTH = 32  # tokens; the longest caption of three objects has 18
 MOTION_WORDS = ("moving", "up", "down", "still")  # for the video model on top of shapes-sd
@@ -55,3 +57,10 @@ def t5_tokenizer() -> T5Tokenizer:
     vocab += [("\u2581" + word, -2.0) for word in WORDS]
     vocab += [(letter, -8.0) for letter in string.ascii_lowercase + string.digits + ".,!-'"]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=TEXT_LENGTH)
+
+
+def token_ids(tokenizer, captions: Sequence[str], length: int = TEXT_LENGTH) -> torch.Tensor:
+    """Token ids of the captions, padded to `length`, [B, T]."""
+    return tokenizer(
+        list(captions), padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids

@@ -21,7 +21,7 @@ from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
 from .schedule import Curriculum
 from .text import Probed, probe_loss
-from .tokenizers import TEXT_LENGTH
+from .tokenizers import token_ids
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
@@ -119,18 +119,13 @@ class VLoss:
 
     def _read(self, model: Denoiser, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of the captions, and the loss of their probes."""
-        ids = self._ids(captions)
+        ids = token_ids(self.tokenizer, captions)
         hidden = model.text.encoder(ids).last_hidden_state
         asks = [parse_caption(caption) for caption in captions]
         return hidden, probe_loss(model.text, self.tokenizer, ids, hidden, asks)
 
     def _empty(self, model: Denoiser) -> torch.Tensor:
-        return model.text.encoder(self._ids([""])).last_hidden_state
-
-    def _ids(self, captions: list[str]) -> torch.Tensor:
-        return self.tokenizer(
-            captions, padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
-        ).input_ids
+        return model.text.encoder(token_ids(self.tokenizer, [""])).last_hidden_state
 
 
 def fresh_pipeline(vae: Path, text: Path) -> StableDiffusionPipeline:
@@ -161,11 +156,8 @@ def main() -> None:
         pipe, curriculum = fresh_pipeline(arguments.vae, arguments.text), CURRICULUM
         config = CONFIG
     else:
-        pipe, config, curriculum = (
-            load_shapes("sd"),
-            replace(MORE_CONFIG, steps=arguments.more),
-            MORE,
-        )
+        pipe, curriculum = load_shapes("sd"), MORE
+        config = replace(MORE_CONFIG, steps=arguments.more)
     cache = arguments.out.parent / "latents"
     sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
 
