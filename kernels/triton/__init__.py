@@ -1,0 +1,3 @@
+"""Triton kernels of the operators; every module here imports triton, so import none at load time."""
+
+__all__: list[str] = []
