@@ -10,7 +10,7 @@ from foveate.pipelines.shapes.training.autoencoder import build_autoencoder
 from foveate.pipelines.shapes.training.data import held_out_asks, is_held_out, latent_set
 from foveate.pipelines.shapes.training.loop import TrainingConfig, train
 from foveate.pipelines.shapes.training.schedule import Curriculum
-from foveate.pipelines.shapes.training.text import Probed, build_clip, build_t5, loss_of
+from foveate.pipelines.shapes.training.text import Probed, build_clip, build_t5, loss_of, targets
 from foveate.pipelines.shapes.training.tokenizers import (
     TEXT_LENGTH,
     WORDS,
@@ -77,6 +77,18 @@ def test_text_probes_reach_the_encoder(tokenizer, build):
     model = Probed(build(len(words)))
     loss_of(words, model, torch.Generator().manual_seed(0)).backward()
     assert all(p.grad is not None for p in model.encoder.encoder.parameters())
+
+
+def test_the_probes_ask_for_both_sides_of_a_relation():
+    ask = parse_caption("a red circle above a blue star and a green square on a pink background")
+    wanted = targets(ask)
+    red, green, blue = 0, 1, 2
+    circle, square, star = 0, 1, 3
+    above, below, nowhere = 2, 3, 4
+    assert wanted.at_shape == [[red, circle, above], [blue, star, below], [green, square, nowhere]]
+    nothing = [8, 4]
+    assert wanted.at_padding == [nothing, nothing, [red, circle], [blue, star]]
+    assert wanted.at_end == [above, 2, red, circle, blue, star, green, square]
 
 
 def test_held_out_captions_are_never_trained_on(tmp_path):

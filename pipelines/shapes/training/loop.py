@@ -1,4 +1,7 @@
-"""One training loop for every embedded model: cosine decay, EMA, JSON-lines log, exact resume."""
+"""One training loop for every embedded model: cosine decay, EMA, JSON-lines log, exact resume.
+
+Products run in bfloat16, weights and sums in float32.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import trange
 
 __all__ = ["TrainingConfig", "train"]
@@ -56,7 +60,9 @@ def train(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = _rate(step, config)
-        loss = loss_of(model, step, generator)
+        # plain matrix products: the fused attention's backward is slow in bfloat16 on a CPU
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            loss = loss_of(model, step, generator)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Curriculum"]
+__all__ = ["Curriculum", "compiled_if_common"]
 
+COMMON = 64  # pixels; most steps are no larger
 SCENES = {32: 20_000, 64: 30_000, 96: 2_000, 128: 2_000}  # scenes kept per size
 
 
@@ -36,3 +38,11 @@ class Curriculum:
     def set_sizes(self) -> dict[int, int]:
         """{pixels: scenes to prepare}."""
         return {side: SCENES[side] for _, mix in self.stages for side in mix}
+
+
+def compiled_if_common(side: int) -> AbstractContextManager:
+    """Run compiled modules as they are at the common sizes, eagerly at the rare larger ones.
+
+    A compilation for one size takes minutes.
+    """
+    return torch.compiler.set_stance("default" if side <= COMMON else "force_eager")

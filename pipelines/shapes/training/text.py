@@ -1,15 +1,17 @@
 """Teach the text encoders the caption grammar before any picture is drawn.
 
-Each shape word must know its colour and its place in the relation, and the end token the whole
-caption: linear probes on the hidden states are trained together with the encoder and then thrown
-away. It takes minutes and spares the denoiser the slowest part of its training, binding a colour
-to its shape.
+Each shape word must know its colour and on which side of the other object it stands, the end token
+the whole caption, and the last four padding tokens what stands on the left, on the right, above and
+below: CLIP is causal, so the words of the first object cannot know the relation. Linear probes on
+the hidden states are trained together with the encoder and then thrown away. It takes minutes and
+spares the denoiser the slowest part of its training, binding a colour to its shape and its place.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ CONFIG = TrainingConfig(steps=1200, learning_rate=1e-3, ema=0.99)
 BATCH = 64
 WIDTH = 128
 MAX_OBJECTS = 3
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def build_clip(vocab_size: int) -> CLIPTextModel:
@@ -66,28 +69,44 @@ def build_t5(vocab_size: int) -> T5EncoderModel:
 
 
 class Probed(nn.Module):
-    """An encoder with linear probes: its attributes at each shape word, everything at the end."""
+    """An encoder with linear probes at the shape words, the end and the last padding tokens."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.at_shape = nn.Linear(WIDTH, len(COLOURS) + len(SHAPES) + len(RELATIONS) + 1)
-        slots = MAX_OBJECTS * (len(COLOURS) + len(SHAPES) + 2) + len(RELATIONS) + 1
-        self.at_end = nn.Linear(WIDTH, slots + len(BACKGROUNDS))
+        thing = len(COLOURS) + len(SHAPES) + 2  # of each kind, or none
+        relation = len(RELATIONS) + 1
+        self.at_end = nn.Linear(WIDTH, relation + len(BACKGROUNDS) + MAX_OBJECTS * thing)
+        self.at_padding = nn.Linear(WIDTH, thing)
 
 
-def targets(ask: Ask) -> tuple[list[list[int]], list[int]]:
-    """Class indices at the shape words (colour, shape, relation) and at the end token."""
-    colours, relation = list(COLOURS), _relation_index(ask)
-    at_shape = [
-        [colours.index(c), SHAPES.index(s), relation if i < 2 else len(RELATIONS)]
-        for i, (c, s) in enumerate(ask.objects)
-    ]
-    at_end = [relation, list(BACKGROUNDS).index(ask.background)]
-    for i in range(MAX_OBJECTS):
-        known = i < len(at_shape)
-        at_end += at_shape[i][:2] if known else [len(COLOURS), len(SHAPES)]
-    return at_shape, at_end
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Class indices; a thing is (colour, shape), past the last of each where there is none."""
+
+    at_shape: list[list[int]]  # per object: colour, shape, side
+    at_end: list[int]  # relation, background, every thing
+    at_padding: list[list[int]]  # the thing on each of the four sides
+
+
+def targets(ask: Ask) -> Targets:
+    """What the probes must say of a caption."""
+    nothing = [len(COLOURS), len(SHAPES)]
+    things = [[list(COLOURS).index(c), SHAPES.index(s)] for c, s in ask.objects]
+    sides = [len(RELATIONS)] * len(things)
+    at_padding = [nothing] * len(RELATIONS)
+    relation = len(RELATIONS)
+    if ask.relation is not None:
+        relation = RELATIONS.index(ask.relation)
+        sides[:2] = relation, RELATIONS.index(OPPOSITE[ask.relation])
+        at_padding[sides[0]], at_padding[sides[1]] = things[:2]
+    every = sum((things + [nothing] * MAX_OBJECTS)[:MAX_OBJECTS], [])
+    return Targets(
+        at_shape=[[*thing, side] for thing, side in zip(things, sides, strict=True)],
+        at_end=[relation, list(BACKGROUNDS).index(ask.background), *every],
+        at_padding=at_padding,
+    )
 
 
 def probe_loss(
@@ -98,13 +117,23 @@ def probe_loss(
     rows, columns = torch.isin(ids, shape_ids).nonzero(as_tuple=True)
     ends = (ids == tokenizer.eos_token_id).int().argmax(1)
     wanted = [targets(ask) for ask in asks]
-    at_shape = torch.tensor([row for words, _ in wanted for row in words])
-    at_end = torch.tensor([end for _, end in wanted])
-    sizes = [len(COLOURS), len(SHAPES), len(RELATIONS) + 1]
-    loss = _cross_entropies(model.at_shape(hidden[rows, columns]), at_shape, sizes)
-    sizes = [len(RELATIONS) + 1, len(BACKGROUNDS)]
-    sizes += [len(COLOURS) + 1, len(SHAPES) + 1] * MAX_OBJECTS
-    return loss + _cross_entropies(model.at_end(hidden[range(len(asks)), ends]), at_end, sizes)
+    thing = [len(COLOURS) + 1, len(SHAPES) + 1]
+    at_shape = _cross_entropies(
+        model.at_shape(hidden[rows, columns]),
+        [word for one in wanted for word in one.at_shape],
+        [len(COLOURS), len(SHAPES), len(RELATIONS) + 1],
+    )
+    at_end = _cross_entropies(
+        model.at_end(hidden[range(len(asks)), ends]),
+        [one.at_end for one in wanted],
+        [len(RELATIONS) + 1, len(BACKGROUNDS), *thing * MAX_OBJECTS],
+    )
+    at_padding = _cross_entropies(
+        model.at_padding(hidden[:, -len(RELATIONS) :]).flatten(0, 1),
+        [side for one in wanted for side in one.at_padding],
+        thing,
+    )
+    return at_shape + at_end + at_padding
 
 
 def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tensor:
@@ -114,13 +143,13 @@ def loss_of(tokenizer, model: Probed, generator: torch.Generator) -> torch.Tenso
     return probe_loss(model, tokenizer, ids, model.encoder(ids).last_hidden_state, asks)
 
 
-def _cross_entropies(logits: torch.Tensor, classes: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+def _cross_entropies(
+    logits: torch.Tensor, classes: list[list[int]], sizes: list[int]
+) -> torch.Tensor:
+    """Mean over the probes, each of `sizes` classes; logits [words, sum(sizes)]."""
+    wanted = torch.tensor(classes)
     parts = logits.split(sizes, -1)
-    return sum(F.cross_entropy(part, classes[:, i]) for i, part in enumerate(parts)) / len(sizes)
-
-
-def _relation_index(ask: Ask) -> int:
-    return len(RELATIONS) if ask.relation is None else RELATIONS.index(ask.relation)
+    return sum(F.cross_entropy(part, wanted[:, i]) for i, part in enumerate(parts)) / len(sizes)
 
 
 def main() -> None:

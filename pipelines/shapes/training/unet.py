@@ -19,27 +19,19 @@ from ..load import load_shapes
 from ..scene import parse_caption
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
-from .schedule import Curriculum
+from .schedule import Curriculum, compiled_if_common
 from .text import Probed, probe_loss
 from .tokenizers import token_ids
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
-CONFIG = TrainingConfig(steps=9_800, learning_rate=1e-3, ema=0.9985, warmup=200)
+CONFIG = TrainingConfig(steps=9_000, learning_rate=1e-3, ema=0.9985, warmup=200)
 BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
-CURRICULUM = Curriculum(
-    stages=(
-        (0.344, {32: (32, 1.0)}),
-        (0.571, BASE_MIX),
-        (0.88, {32: (32, 0.6), 64: (24, 0.36), 96: (10, 0.02), 128: (6, 0.02)}),
-        (1.0, BASE_MIX),
-    )
-)
+EARLY_MIX = {32: (32, 0.45), 64: (24, 0.49), 96: (10, 0.03), 128: (6, 0.03)}
+CURRICULUM = Curriculum(stages=((0.4, {32: (32, 1.0)}), (0.8, EARLY_MIX), (1.0, BASE_MIX)))
 # for `--more`
 MORE_CONFIG = replace(CONFIG, learning_rate=7e-4, ema=0.998)
-MORE = Curriculum(
-    stages=((0.8, {32: (32, 0.5), 64: (24, 0.44), 96: (10, 0.03), 128: (6, 0.03)}), (1.0, BASE_MIX))
-)
+MORE = Curriculum(stages=((0.6, EARLY_MIX), (1.0, BASE_MIX)))
 UNCONDITIONAL = 0.1
 PROBES = 0.1  # weight of the probes
 MAX_SNR = 4.0  # cleaner steps weigh less
@@ -112,7 +104,8 @@ class VLoss:
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        v = model.unet(noisy, t, text).sample
+        with compiled_if_common(side):
+            v = model.unet(noisy, t, text).sample
         error = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean((1, 2, 3))
         snr = self.alphas[t] / (1 - self.alphas[t])
         return (error * ((MAX_SNR + 1) / (snr + 1)).clamp(max=1)).mean() + PROBES * probes
@@ -168,6 +161,7 @@ def main() -> None:
         )
 
     loss_of = VLoss(pipe.tokenizer, sets, curriculum, config.steps)
+    pipe.unet.compile(dynamic=False)
     model = Denoiser(pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder).train()
     train(model, loss_of, arguments.out, config, save)
 
