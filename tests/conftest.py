@@ -11,6 +11,9 @@ import torch
 def pytest_configure():
     # huggingface_hub reads it once, when it is imported
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if not torch.cuda.is_available():
+        # triton reads it when it is imported, and diffusers imports triton
+        os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
 
 
