@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint study clean
+.PHONY: demo test lint study kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -22,6 +22,11 @@ lint: $(STAMP)
 # hours; writes the tables of docs/foveated.md and goes on where it stopped
 study: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.study
+
+# compiles for GPUs without one and writes docs/kernels.md; half an hour, later only what changed.
+# ARGS=--accept takes figures that rose, ARGS='--python PATH' checks a second Triton
+kernels: $(STAMP)
+	@$(BIN)/python -P -m foveate.kernels.triton.offline $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo.png demo.json

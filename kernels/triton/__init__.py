@@ -1,3 +1,3 @@
-"""Triton kernels of the operators; every module here imports triton, so import none at load time."""
+"""Triton kernels of the operators. Most modules here import triton: load them inside functions."""
 
 __all__: list[str] = []

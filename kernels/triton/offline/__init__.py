@@ -1,0 +1,9 @@
+"""Compiles every kernel variant for GPUs that are not there and reads the machine code.
+
+    python -P -m foveate.kernels.triton.offline
+
+`build` compiles, `sass` and `amdgcn` parse the two instruction sets, `loops` finds the inner loops,
+`reading` puts their figures together, `rules` judges them and `page` writes them down.
+"""
+
+__all__: list[str] = []

@@ -1,0 +1,143 @@
+"""Checks every kernel variant without a GPU and writes docs/kernels.md.
+
+    python -P -m foveate.kernels.triton.offline [--check] [--only 'local*'] [--python OTHER]
+
+Exit status 1 when a kernel does not compile or breaks a rule; nothing is written then. `--accept`
+writes although figures rose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from fnmatch import fnmatch
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from pkgutil import iter_modules
+
+from ..variants import Variant
+from .build import cached_build
+from .page import read_rows, write
+from .reading import Reading
+from .rules import Row, faults, rises, row
+
+ROOT = Path(__file__).resolve().parents[3]
+KERNELS = __package__.rpartition(".")[0]
+Job = tuple[str, str, str]  # module, variant, architecture
+
+
+def _modules() -> list[str]:
+    """Names of the modules beside this package that declare variants."""
+    names = [info.name for info in iter_modules([str(Path(__file__).parents[1])]) if not info.ispkg]
+    return [name for name in names if hasattr(import_module(f"{KERNELS}.{name}"), "variants")]
+
+
+def _variants(module: str) -> dict[str, Variant]:
+    return {variant.name: variant for variant in import_module(f"{KERNELS}.{module}").variants()}
+
+
+def _jobs(pattern: str) -> Iterator[tuple[Job, Variant]]:
+    """Every variant on every architecture that runs it; raises ValueError on a name used twice."""
+    seen: dict[str, str] = {}
+    for module in _modules():
+        for variant in import_module(f"{KERNELS}.{module}").variants():
+            if variant.name in seen:
+                raise ValueError(f"{variant.name!r} is declared in {seen[variant.name]}, {module}")
+            seen[variant.name] = module
+            if fnmatch(variant.name, pattern):
+                for architecture in variant.architectures:
+                    yield (module, variant.name, architecture), variant
+
+
+def _read(job: Job, folder: Path) -> Reading:
+    """What a worker does; kernels do not travel between processes, so it looks them up again."""
+    module, name, architecture = job
+    return cached_build(_variants(module)[name], architecture, folder)
+
+
+def _error(future: Future[Reading]) -> str | None:
+    error = future.exception()
+    if error is None:
+        return None
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _judge(jobs: dict[Job, Variant], futures: dict[Future[Reading], Job], old: dict) -> tuple:
+    """Rows in the order of the jobs, faults, and rises against `old`; says each as it comes."""
+    rows: dict[Job, Row] = {}
+    broken, grown = [], []
+    for number, future in enumerate(as_completed(futures), start=1):
+        job = futures[future]
+        label = f"{job[1]} on {job[2]}"
+        if error := _error(future):
+            found, more = [error], []
+        else:
+            variant, reading = jobs[job], future.result()
+            rows[job] = row(job[0], variant, job[2], reading)
+            found = faults(rows[job], variant, reading)
+            more = rises(old[job[1:]], rows[job]) if job[1:] in old else []
+        broken += [f"{label}: {text}" for text in found]
+        grown += [f"{label}: {text}" for text in more]
+        marks = "; ".join([*found, *more]) or "ok"
+        _say(f"[{number}/{len(futures)}] {label}: {marks}")
+    return [rows[job] for job in jobs if job in rows], broken, grown
+
+
+def check(options: argparse.Namespace) -> int:
+    """Compiles under this interpreter; the number of things that fail."""
+    import triton
+
+    jobs = dict(_jobs(options.only))
+    folder = ROOT / "build" / "kernels"
+    known = read_rows(ROOT / "docs" / "kernels.json").get(triton.__version__, [])
+    old = {(row.name, row.architecture): row for row in known}
+    with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+        futures = {pool.submit(_read, job, folder / "readings"): job for job in jobs}
+        rows, broken, grown = _judge(jobs, futures, old)
+    failing = broken + ([] if options.accept else grown)
+    for line in failing:
+        _say(f"FAILS {line}")
+    _say(f"Triton {triton.__version__}: {len(rows)} compiled, {len(failing)} failures")
+    if not failing and not options.check and options.only == "*":
+        write(ROOT / "docs", triton.__version__, rows)
+    return len(failing)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="offline", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--accept", action="store_true", help="write although figures rose")
+    parser.add_argument("--only", default="*", help="pattern of variant names; writes nothing")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--python", action="append", default=[], help="also run under this interpreter"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _options()
+    # before triton is imported: kernels must be compiled here, not interpreted
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_CACHE_DIR"] = str(ROOT / "build" / "kernels" / "triton")
+    failing = check(options)
+    flags = [f"--only={options.only}", f"--processes={options.processes}"]
+    flags += ["--check"] * options.check + ["--accept"] * options.accept
+    for python in options.python:
+        done = subprocess.run([python, "-P", "-m", __package__, *flags])
+        failing += done.returncode != 0
+    sys.exit(failing > 0)
+
+
+if __name__ == "__main__":
+    main()
