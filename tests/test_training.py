@@ -2,12 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from foveate.pipelines.shapes.scene import parse_caption
+from foveate.pipelines.shapes.scene import RELATIONS, parse_caption, relation_holds, sample_scene
 from foveate.pipelines.shapes.training.autoencoder import build_autoencoder
-from foveate.pipelines.shapes.training.data import held_out_asks, is_held_out, latent_set
+from foveate.pipelines.shapes.training.data import held_out_asks, is_held_out, latent_set, place
 from foveate.pipelines.shapes.training.loop import TrainingConfig, train
 from foveate.pipelines.shapes.training.schedule import Curriculum
 from foveate.pipelines.shapes.training.text import Probed, build_clip, build_t5, loss_of, targets
@@ -101,6 +102,21 @@ def test_held_out_captions_are_never_trained_on(tmp_path):
     again = latent_set(vae, 16, 100, 7, tmp_path)  # from the file
     assert again.captions == made.captions
     assert torch.equal(again.latents, made.latents)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_placed_scenes_keep_their_relation_and_stay_inside(relation):
+    rng = np.random.default_rng(2)
+    scene = next(s for s in iter(lambda: sample_scene(rng, 3), None) if s.relation == relation)
+    placed = place(scene)
+    first, second = placed.objects
+    assert placed.relation == relation
+    assert relation_holds(relation, (first.x, first.y), (second.x, second.y))
+    assert [(o.colour, o.shape) for o in placed.objects] == list(scene.ask.objects[:2])
+    for thing in placed.objects:
+        assert thing.radius <= min(thing.x, thing.y, 1 - thing.x, 1 - thing.y)
+    gap = np.hypot(first.x - second.x, first.y - second.y) - first.radius - second.radius
+    assert gap > 0
 
 
 def test_curriculum_goes_from_stage_to_stage_and_mixes():

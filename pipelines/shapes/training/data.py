@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,11 @@ from ..scene import Ask, ShapesScene, sample_scene
 __all__ = ["LatentSet", "held_out_asks", "is_held_out", "latent_set"]
 
 CHUNK = 100
+# half the scenes of this size show their relation at fixed places: in free scenes it explains 1 %
+# of the loss of the noisiest steps, too little to be noticed among colours
+PLACED_SIDE = 32  # pixels
+PLACED_RADIUS = 0.2
+OFFSETS = {"left of": (-0.25, 0), "right of": (0.25, 0), "above": (0, -0.25), "below": (0, 0.25)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,9 @@ def _encode(vae: AutoencoderTiny, side: int, number: int, seed: int) -> dict:
     rng = np.random.default_rng((seed, side))
     latents, captions = [], []
     for _ in trange(number // CHUNK, desc=f"encode {side} px"):
-        scenes = [_training_scene(rng) for _ in range(CHUNK)]
+        scenes = [
+            _training_scene(rng, placed=side == PLACED_SIDE and i % 2 == 0) for i in range(CHUNK)
+        ]
         drawn = np.stack([render(scene, side, side) for scene in scenes])
         pixels = torch.from_numpy(drawn).permute(0, 3, 1, 2) * 2 - 1
         latents.append(vae.encode(pixels).latents.half())
@@ -70,8 +77,23 @@ def _encode(vae: AutoencoderTiny, side: int, number: int, seed: int) -> dict:
     return {"latents": torch.cat(latents), "captions": captions}
 
 
-def _training_scene(rng: np.random.Generator) -> ShapesScene:
+def _training_scene(rng: np.random.Generator, placed: bool) -> ShapesScene:
     while True:
         scene = sample_scene(rng)
+        if placed and scene.relation is not None:
+            scene = place(scene)
         if not is_held_out(scene.ask):
             return scene
+
+
+def place(scene: ShapesScene) -> ShapesScene:
+    """Two related objects, large and opposite each other: the relation alone says where."""
+    first, second = scene.objects[:2]
+    dx, dy = OFFSETS[scene.relation]
+    return replace(
+        scene,
+        objects=(
+            replace(first, x=0.5 + dx, y=0.5 + dy, radius=PLACED_RADIUS),
+            replace(second, x=0.5 - dx, y=0.5 - dy, radius=PLACED_RADIUS),
+        ),
+    )

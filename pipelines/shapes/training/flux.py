@@ -28,7 +28,8 @@ from .unet import BASE_MIX, UNCONDITIONAL
 __all__ = ["build_scheduler", "build_transformer", "main"]
 
 CONFIG = TrainingConfig(steps=12_000, learning_rate=1e-3, ema=0.9985, warmup=300)
-CURRICULUM = Curriculum(stages=((0.3, {32: (64, 1.0)}), (1.0, BASE_MIX)))
+EARLY_MIX = {32: (64, 0.4), 64: (24, 0.54), 96: (10, 0.03), 128: (6, 0.03)}
+CURRICULUM = Curriculum(stages=((0.3, {32: (64, 1.0)}), (0.6, EARLY_MIX), (1.0, BASE_MIX)))
 MORE = Curriculum(stages=((1.0, BASE_MIX),))  # for `--more`
 # padded lengths seen in training, so that the length may vary later
 TEXT_LENGTHS = (20, 32)
