@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 
 from foveate.kernels.triton.offline import amdgcn, sass
+from foveate.kernels.triton.offline.__main__ import judge
 from foveate.kernels.triton.offline.loops import inner_loops
 from foveate.kernels.triton.offline.page import BEGIN, END, read_rows, write
 from foveate.kernels.triton.offline.reading import Loop, Reading, read_listing
@@ -249,6 +251,25 @@ def test_a_rise_of_more_than_a_tenth_is_told():
 def test_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match="sm_75"):
         replace(VARIANT, architectures=("sm_75",))
+
+
+def test_every_job_is_judged(capsys):
+    jobs = {("local", "local", name): VARIANT for name in ("sm_80", "sm_86", "sm_89", "sm_90")}
+    futures = {Future(): job for job in jobs}
+    compiled, grown, broken, over = futures
+    compiled.set_result(READING)
+    grown.set_result(replace(READING, registers=240))
+    broken.set_exception(RuntimeError("where it is\n  tl.dot needs 16 rows\n"))
+    over.set_result(replace(READING, spill=8))
+    old = {("local", architecture): _row() for _, _, architecture in jobs}
+    rows, failing, rose = judge(jobs, futures, old)
+    assert [row.architecture for row in rows] == ["sm_80", "sm_86", "sm_90"]
+    assert sorted(failing) == [
+        "local on sm_89: does not compile, RuntimeError: tl.dot needs 16 rows",
+        "local on sm_90: spills 8 bytes a thread",
+    ]
+    assert rose == ["local on sm_86: registers rose from 200 to 240"]
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_page_keeps_its_text_and_every_version(tmp_path):

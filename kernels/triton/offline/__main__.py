@@ -64,7 +64,8 @@ def _error(future: Future[Reading]) -> str | None:
     error = future.exception()
     if error is None:
         return None
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+    last = str(error).strip().rpartition("\n")[2].strip()
+    return f"does not compile, {type(error).__name__}: {last}"
 
 
 def _say(line: str) -> None:
@@ -72,7 +73,11 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _judge(jobs: dict[Job, Variant], futures: dict[Future[Reading], Job], old: dict) -> tuple:
+def judge(
+    jobs: dict[Job, Variant],
+    futures: dict[Future[Reading], Job],
+    old: dict[tuple[str, str], Row],
+) -> tuple[list[Row], list[str], list[str]]:
     """Rows in the order of the jobs, faults, and rises against `old`; says each as it comes."""
     rows: dict[Job, Row] = {}
     broken, grown = [], []
@@ -103,7 +108,7 @@ def check(options: argparse.Namespace) -> int:
     old = {(row.name, row.architecture): row for row in known}
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         futures = {pool.submit(_read, job, folder / "readings"): job for job in jobs}
-        rows, broken, grown = _judge(jobs, futures, old)
+        rows, broken, grown = judge(jobs, futures, old)
     failing = broken + ([] if options.accept else grown)
     for line in failing:
         _say(f"FAILS {line}")
