@@ -1,4 +1,4 @@
-"""The command line: `foveate demo`, `foveate generate`, `foveate info`.
+"""The command line: `foveate demo`, `generate`, `bench`, `info`.
 
 The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import typer
 
+from .bench import bench
 from .demo import demo
 from .generate import generate
 from .info import info
@@ -25,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, info):
+for command in (demo, generate, bench, info):
     app.command()(command)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ..attn_processors import SoftmaxAttnProcessor, apply
 from ..attn_processors.base import AttnProcessor
+from .bench.timing import stopwatch
 from .largest_tensor import LargestTensor
 from .progress_bar import progress_bar
 
@@ -62,6 +63,7 @@ def step_costs(
         **call,
     )
     work, seconds = {}, {method: [] for method in methods}
+    seconds_of = stopwatch(str(pipe.device), torch.get_num_threads())
     total = len(methods) * (1 + repeats)
     with progress_bar(pipe, disable=True), tqdm(total=total, desc=title) as bar:
         for method, processor in methods.items():
@@ -70,9 +72,7 @@ def step_costs(
         for _ in range(repeats):
             for method, processor in methods.items():
                 with nullcontext() if processor is None else apply(pipe, processor):
-                    start = time.perf_counter()
-                    step()
-                    seconds[method].append(time.perf_counter() - start)
+                    seconds[method].append(seconds_of(step))
                 bar.update()
     return [
         StepCost(
