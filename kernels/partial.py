@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-__all__ = ["partial_attention"]
+__all__ = ["partial_attention", "partial_backward", "partial_forward"]
 
 # scores held at once where no fused kernel keeps them out of memory; far below MPS's limit of 2^31
 _MAX_SCORES = 1 << 24
@@ -35,12 +35,7 @@ def partial_attention(
 class _Partial(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, scale, empty_rows):
-        out, lse = _forward(q, k, v, bias, scale)
-        if empty_rows:
-            # the fused kernels differ in what they give for such a row
-            dead = bias.amax(-1) == -torch.inf
-            out = out.masked_fill(dead.unsqueeze(-1), 0.0)
-            lse = lse.masked_fill(dead, -torch.inf)
+        out, lse = partial_forward(q, k, v, bias, scale, empty_rows)
         ctx.save_for_backward(q, k, v, bias, out, lse)
         ctx.scale = scale
         ctx.set_materialize_grads(False)
@@ -49,14 +44,30 @@ class _Partial(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out, grad_lse):
-        q, k, v, bias, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-        shift = grad_lse - (grad_out * out).sum(-1, dtype=lse.dtype)
-        grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
-        for x, m in _pieces(q, k):
-            _backward_piece(q, k, v, bias, lse, shift, grad_out, ctx.scale, grads, x, m)
+        grads = partial_backward(grad_out, grad_lse, *ctx.saved_tensors, ctx.scale)
         return *grads, None, None, None
+
+
+def partial_forward(q, k, v, bias, scale, empty_rows):
+    """`partial_attention` without autograd."""
+    out, lse = _forward(q, k, v, bias, scale)
+    if empty_rows:
+        # the fused kernels differ in what they give for such a row
+        dead = bias.amax(-1) == -torch.inf
+        out = out.masked_fill(dead.unsqueeze(-1), 0.0)
+        lse = lse.masked_fill(dead, -torch.inf)
+    return out, lse
+
+
+def partial_backward(grad_out, grad_lse, q, k, v, bias, out, lse, scale):
+    """Gradients of q, k, v; a gradient that comes in may be None."""
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    shift = grad_lse - (grad_out * out).sum(-1, dtype=lse.dtype)
+    grads = (torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v))
+    for x, m in _pieces(q, k):
+        _backward_piece(q, k, v, bias, lse, shift, grad_out, scale, grads, x, m)
+    return grads
 
 
 def _forward(q, k, v, bias, scale):

@@ -5,29 +5,28 @@ the forward (arXiv:2205.14135, Algorithm 4). One kernel keeps queries and walks 
 keys and walks the queries; either walk is cut into chunks that are summed in their order.
 """
 
-from math import log
-
 import torch
 import triton
 import triton.language as tl
 
-from .flash_tiles import Tiles, head_parts, load_rows, slab, split, store_rows, tiles_for
+from .flash_tiles import Tiles, split, tiles_for
+from .rows import head_parts, load_keys, load_rows, store_rows
+from .softmax import LN2, LOG2E, scores
+from .strides import in_units, slab
 
 __all__ = ["backward"]
-
-_LOG2E = tl.constexpr(1.0 / log(2.0))
 
 
 @triton.jit
 def _load_lse(LSE, rows, ok):
     """Base 2; +inf past the end and 0 for queries without keys, so that no p becomes NaN."""
     lse = tl.load(LSE + rows, mask=ok, other=float("inf"))
-    return tl.where(lse == -float("inf"), 0.0, lse * _LOG2E)
+    return tl.where(lse == -float("inf"), 0.0, lse / LN2)
 
 
 @triton.jit
 def _query_step(
-    q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, stop, scale, bias_scale, a0, a1,
+    q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, stop, scale2, bias_scale, a0, a1,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BN: tl.constexpr,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -36,20 +35,14 @@ def _query_step(
     ok = start + rows < stop
     K += tl.cast(start, tl.int64) * k_row
     V += tl.cast(start, tl.int64) * v_row
-    k0 = load_rows(K, rows, k_row, ok, 0, D0, D, MASKED)
-    v0 = load_rows(V, rows, v_row, ok, 0, D0, D, MASKED)
-    s = tl.dot(q0, tl.trans(k0), input_precision="ieee")
-    dp = tl.dot(g0, tl.trans(v0), input_precision="ieee")
-    if D1 > 0:
-        k1 = load_rows(K, rows, k_row, ok, D0, D1, D, MASKED)
-        v1 = load_rows(V, rows, v_row, ok, D0, D1, D, MASKED)
-        s = tl.dot(q1, tl.trans(k1), s, input_precision="ieee")
-        dp = tl.dot(g1, tl.trans(v1), dp, input_precision="ieee")
+    k0, k1, v0, v1 = load_keys(K, V, rows, k_row, v_row, ok, D, D0, D1, MASKED)
+    s = scores(q0, q1, k0, k1, D1 > 0, "ieee")
+    dp = scores(g0, g1, v0, v1, D1 > 0, "ieee")
     if HAS_BIAS:
         s += tl.load(BIAS + start + rows, mask=ok, other=0.0)[None, :] * bias_scale
     if MASKED:
         s = tl.where(ok[None, :], s, -float("inf"))
-    p = tl.exp2(tl.fma(s, scale, -lse[:, None]))
+    p = tl.exp2(tl.fma(s, scale2, -lse[:, None]))
     ds = (p * (dp + shift[:, None])).to(k0.dtype)
     a0 = tl.dot(ds, k0, a0, input_precision="ieee")
     if D1 > 0:
@@ -57,41 +50,37 @@ def _query_step(
     return a0, a1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "M", "N", "chunk"])
 def _flash_backward_queries_kernel(
     Q, K, V, BIAS, OUT, GRAD, LSE, GRAD_LSE, SHIFT, DQ,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     o_batch, o_head, o_row, g_batch, g_head, g_row, d_split, d_batch, d_head, d_row,
-    heads, M, N, chunk, scale, bias_scale,
+    heads, M, N, chunk, scale2, bias_scale,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, TAIL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TAIL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles, B H, chunks): dq, and SHIFT = grad_lse - sum_d grad_out out."""
     first = tl.program_id(0) * BM
     part = tl.program_id(2)
     rows = tl.arange(0, BM)
     ok = first + rows < M
-    Q = slab(Q, q_batch, q_head, heads) + first.to(tl.int64) * q_row
-    OUT = slab(OUT, o_batch, o_head, heads) + first.to(tl.int64) * o_row
-    GRAD = slab(GRAD, g_batch, g_head, heads) + first.to(tl.int64) * g_row
-    K = slab(K, k_batch, k_head, heads)
-    V = slab(V, v_batch, v_head, heads)
+    q_row, k_row, v_row = q_row * UNIT, k_row * UNIT, v_row * UNIT
+    o_row, g_row, d_row = o_row * UNIT, g_row * UNIT, d_row * UNIT
+    Q = slab(Q, q_batch, q_head, heads, UNIT) + first.to(tl.int64) * q_row
+    OUT = slab(OUT, o_batch, o_head, heads, UNIT) + first.to(tl.int64) * o_row
+    GRAD = slab(GRAD, g_batch, g_head, heads, UNIT) + first.to(tl.int64) * g_row
+    K = slab(K, k_batch, k_head, heads, UNIT)
+    V = slab(V, v_batch, v_head, heads, UNIT)
     flat = tl.program_id(1).to(tl.int64) * M + first
     shift = tl.load(GRAD_LSE + flat + rows, mask=ok, other=0.0)
-    g0 = load_rows(GRAD, rows, g_row, ok, 0, D0, D, True)
+    q0, q1, g0, g1 = load_keys(Q, GRAD, rows, q_row, g_row, ok, D, D0, D1, True)
     out = load_rows(OUT, rows, o_row, ok, 0, D0, D, True)
     shift -= tl.sum(g0.to(tl.float32) * out.to(tl.float32), 1)
-    q0 = load_rows(Q, rows, q_row, ok, 0, D0, D, True)
-    a0 = tl.zeros([BM, D0], tl.float32)
-    q1 = q0
-    g1 = g0
-    a1 = shift
     if D1 > 0:
-        g1 = load_rows(GRAD, rows, g_row, ok, D0, D1, D, True)
         out = load_rows(OUT, rows, o_row, ok, D0, D1, D, True)
         shift -= tl.sum(g1.to(tl.float32) * out.to(tl.float32), 1)
-        q1 = load_rows(Q, rows, q_row, ok, D0, D1, D, True)
-        a1 = tl.zeros([BM, D1], tl.float32)
+    a0 = tl.zeros([BM, D0], tl.float32)
+    a1 = tl.zeros([BM, D1], tl.float32) if D1 > 0 else 0.0
     if part == 0:
         tl.store(SHIFT + flat + rows, shift, mask=ok)
     lse = _load_lse(LSE + flat, rows, ok)
@@ -100,18 +89,17 @@ def _flash_backward_queries_kernel(
     full = low + (high - low) // BN * BN
     for start in tl.range(low, full, BN):
         a0, a1 = _query_step(
-            q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, high, scale, bias_scale,
+            q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, high, scale2, bias_scale,
             a0, a1, D, D0, D1, BN, HAS_BIAS, False,
         )  # fmt: skip
     if TAIL:
-        for start in tl.range(full, high, BN, num_stages=1):
+        for start in tl.range(full, high, BN):
             a0, a1 = _query_step(
-                q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, high, scale,
+                q0, q1, g0, g1, lse, shift, K, V, BIAS, k_row, v_row, start, high, scale2,
                 bias_scale, a0, a1, D, D0, D1, BN, HAS_BIAS, True,
             )  # fmt: skip
-    DQ = slab(DQ, d_batch, d_head, heads) + part.to(tl.int64) * d_split
+    DQ = slab(DQ, d_batch, d_head, heads, UNIT) + part.to(tl.int64) * (d_split * UNIT)
     DQ += first.to(tl.int64) * d_row
-    # bias_scale is 1 / scale in base e
     store_rows(DQ, a0 / bias_scale, rows, d_row, ok, 0, D0, D)
     if D1 > 0:
         store_rows(DQ, a1 / bias_scale, rows, d_row, ok, D0, D1, D)
@@ -119,7 +107,7 @@ def _flash_backward_queries_kernel(
 
 @triton.jit
 def _key_step(
-    k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, stop, scale, a0, a1, b0, b1,
+    k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, stop, scale2, a0, a1, b0, b1,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr,
     HAS_BIAS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -128,20 +116,14 @@ def _key_step(
     ok = start + rows < stop
     Q += tl.cast(start, tl.int64) * q_row
     GRAD += tl.cast(start, tl.int64) * g_row
-    q0 = load_rows(Q, rows, q_row, ok, 0, D0, D, MASKED)
-    g0 = load_rows(GRAD, rows, g_row, ok, 0, D0, D, MASKED)
-    s = tl.dot(k0, tl.trans(q0), input_precision="ieee")
-    dp = tl.dot(v0, tl.trans(g0), input_precision="ieee")
-    if D1 > 0:
-        q1 = load_rows(Q, rows, q_row, ok, D0, D1, D, MASKED)
-        g1 = load_rows(GRAD, rows, g_row, ok, D0, D1, D, MASKED)
-        s = tl.dot(k1, tl.trans(q1), s, input_precision="ieee")
-        dp = tl.dot(v1, tl.trans(g1), dp, input_precision="ieee")
+    q0, q1, g0, g1 = load_keys(Q, GRAD, rows, q_row, g_row, ok, D, D0, D1, MASKED)
+    s = scores(k0, k1, q0, q1, D1 > 0, "ieee")
+    dp = scores(v0, v1, g0, g1, D1 > 0, "ieee")
     if HAS_BIAS:
         s += bias[:, None]
     lse = _load_lse(LSE + start, rows, ok)
     shift = tl.load(SHIFT + start + rows, mask=ok, other=0.0)
-    p = tl.exp2(tl.fma(s, scale, -lse[None, :]))
+    p = tl.exp2(tl.fma(s, scale2, -lse[None, :]))
     ds = (p * (dp + shift[None, :])).to(q0.dtype)
     p = p.to(g0.dtype)
     a0 = tl.dot(ds, q0, a0, input_precision="ieee")
@@ -152,40 +134,34 @@ def _key_step(
     return a0, a1, b0, b1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "M", "N", "chunk"])
 def _flash_backward_keys_kernel(
     Q, K, V, BIAS, GRAD, LSE, SHIFT, DK, DV,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     g_batch, g_head, g_row, dk_split, dk_batch, dk_head, dk_row,
-    dv_split, dv_batch, dv_head, dv_row, heads, M, N, chunk, scale, bias_scale,
+    dv_split, dv_batch, dv_head, dv_row, heads, M, N, chunk, scale2, bias_scale,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    HAS_BIAS: tl.constexpr, TAIL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TAIL: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Grid (key tiles, B H, chunks): dk and dv."""
     first = tl.program_id(0) * BN
     part = tl.program_id(2)
     rows = tl.arange(0, BN)
     ok = first + rows < N
-    K = slab(K, k_batch, k_head, heads) + first.to(tl.int64) * k_row
-    V = slab(V, v_batch, v_head, heads) + first.to(tl.int64) * v_row
-    Q = slab(Q, q_batch, q_head, heads)
-    GRAD = slab(GRAD, g_batch, g_head, heads)
+    q_row, k_row, v_row = q_row * UNIT, k_row * UNIT, v_row * UNIT
+    g_row, dk_row, dv_row = g_row * UNIT, dk_row * UNIT, dv_row * UNIT
+    K = slab(K, k_batch, k_head, heads, UNIT) + first.to(tl.int64) * k_row
+    V = slab(V, v_batch, v_head, heads, UNIT) + first.to(tl.int64) * v_row
+    Q = slab(Q, q_batch, q_head, heads, UNIT)
+    GRAD = slab(GRAD, g_batch, g_head, heads, UNIT)
     LSE += tl.program_id(1).to(tl.int64) * M
     SHIFT += tl.program_id(1).to(tl.int64) * M
-    k0 = load_rows(K, rows, k_row, ok, 0, D0, D, True)
-    v0 = load_rows(V, rows, v_row, ok, 0, D0, D, True)
+    k0, k1, v0, v1 = load_keys(K, V, rows, k_row, v_row, ok, D, D0, D1, True)
     a0 = tl.zeros([BN, D0], tl.float32)
     b0 = tl.zeros([BN, D0], tl.float32)
-    k1 = k0
-    v1 = v0
-    a1 = tl.zeros([BN], tl.float32)
-    b1 = a1
-    bias = a1
-    if D1 > 0:
-        k1 = load_rows(K, rows, k_row, ok, D0, D1, D, True)
-        v1 = load_rows(V, rows, v_row, ok, D0, D1, D, True)
-        a1 = tl.zeros([BN, D1], tl.float32)
-        b1 = tl.zeros([BN, D1], tl.float32)
+    a1 = tl.zeros([BN, D1], tl.float32) if D1 > 0 else 0.0
+    b1 = tl.zeros([BN, D1], tl.float32) if D1 > 0 else 0.0
+    bias = 0.0
     if HAS_BIAS:
         bias = tl.load(BIAS + first + rows, mask=ok, other=0.0) * bias_scale
     low = part * chunk
@@ -193,17 +169,17 @@ def _flash_backward_keys_kernel(
     full = low + (high - low) // BM * BM
     for start in tl.range(low, full, BM):
         a0, a1, b0, b1 = _key_step(
-            k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, high, scale,
+            k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, high, scale2,
             a0, a1, b0, b1, D, D0, D1, BM, HAS_BIAS, False,
         )  # fmt: skip
     if TAIL:
-        for start in tl.range(full, high, BM, num_stages=1):
+        for start in tl.range(full, high, BM):
             a0, a1, b0, b1 = _key_step(
-                k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, high, scale,
+                k0, k1, v0, v1, bias, Q, GRAD, LSE, SHIFT, q_row, g_row, start, high, scale2,
                 a0, a1, b0, b1, D, D0, D1, BM, HAS_BIAS, True,
             )  # fmt: skip
-    DK = slab(DK, dk_batch, dk_head, heads) + part.to(tl.int64) * dk_split
-    DV = slab(DV, dv_batch, dv_head, heads) + part.to(tl.int64) * dv_split
+    DK = slab(DK, dk_batch, dk_head, heads, UNIT) + part.to(tl.int64) * (dk_split * UNIT)
+    DV = slab(DV, dv_batch, dv_head, heads, UNIT) + part.to(tl.int64) * (dv_split * UNIT)
     DK += first.to(tl.int64) * dk_row
     DV += first.to(tl.int64) * dv_row
     store_rows(DK, a0 / bias_scale, rows, dk_row, ok, 0, D0, D)
@@ -245,18 +221,17 @@ def backward(
     d0, d1 = head_parts(dim)
     common = {"D": dim, "D0": d0, "D1": d1, "HAS_BIAS": bias is not None}
     numbers = (heads, length, k.shape[2])
-    scales = (scale / log(2.0), 1.0 / scale)
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    scales = (scale * LOG2E, 1.0 / scale)
 
     tiles = tiles_for("queries", q) if query_tiles is None else query_tiles
     grid = (triton.cdiv(length, tiles.queries), batch * heads)
     parts, chunk = split(grid[0] * grid[1], k.shape[2], tiles.keys)
     dq = _parts(q, parts)
+    unit, strides = in_units(q, k, v, out, grad_out, dq)
     _flash_backward_queries_kernel[(*grid, parts)](
         q, k, v, bias, out, grad_out, lse, grad_lse, shift, dq,
-        *strides, *out.stride()[:3], *grad_out.stride()[:3], *dq.stride()[:4],
-        *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
-        TAIL=k.shape[2] % tiles.keys != 0,
+        *strides, *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
+        TAIL=k.shape[2] % tiles.keys != 0, UNIT=unit,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
 
@@ -264,11 +239,11 @@ def backward(
     grid = (triton.cdiv(k.shape[2], tiles.keys), batch * heads)
     parts, chunk = split(grid[0] * grid[1], length, tiles.queries)
     dk, dv = _parts(k, parts), _parts(v, parts)
+    unit, strides = in_units(q, k, v, grad_out, dk, dv)
     _flash_backward_keys_kernel[(*grid, parts)](
         q, k, v, bias, grad_out, lse, shift, dk, dv,
-        *strides, *grad_out.stride()[:3], *dk.stride()[:4], *dv.stride()[:4],
-        *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
-        TAIL=length % tiles.queries != 0,
+        *strides, *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
+        TAIL=length % tiles.queries != 0, UNIT=unit,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return _total(q, dq), _total(k, dk), _total(v, dv)

@@ -1,0 +1,26 @@
+"""Where the batch entry and head of a program begin, for tensors [B, H, N, D] of any strides.
+
+Strides travel in units of 8 elements wherever all of them allow it. Triton itself only sees that a
+number is a multiple of 16, and would read a head dim of 40 or 72 one element at a time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["in_units", "slab"]
+
+
+def in_units(*tensors: torch.Tensor) -> tuple[int, list[int]]:
+    """The unit in elements, 8 or 1, and all strides but the last of each tensor in that unit."""
+    strides = [stride for x in tensors for stride in x.stride()[:-1]]
+    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
+    return unit, [stride // unit for stride in strides]
+
+
+@triton.jit
+def slab(X, batch_stride, head_stride, heads, UNIT: tl.constexpr):
+    """Where the batch entry and head of program axis 1 begin."""
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
+    return X + (batch * batch_stride + head * head_stride) * UNIT
