@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .layout import TokenLayout
 
-__all__ = ["check_impl", "check_positive", "check_tensors"]
+__all__ = ["check_axes", "check_impl", "check_positive", "check_tensors"]
 
 
 def check_tensors(
@@ -45,6 +47,16 @@ def check_positive(name: str, value: int, least: int = 1) -> None:
     """Raise ValueError unless value is an integer >= least."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+def check_axes(name: str, values: Sequence[int], least: int = 1) -> None:
+    """Raise ValueError unless values are integers >= least for (frames, rows, columns)."""
+    if not isinstance(values, Sequence) or len(values) != 3:
+        raise ValueError(
+            f"{name} must be (frames, rows, columns), got {values!r}; on an image frames is {least}"
+        )
+    for value in values:
+        check_positive(name, value, least)
 
 
 def check_impl(impl: str | None) -> str:
