@@ -4,6 +4,7 @@ from .foveated import foveated_attention, foveated_keys
 from .layout import Segment, TokenLayout
 from .local import local_attention, local_keys
 from .merge import merge
+from .neighborhood import neighborhood_attention, neighborhood_keys
 from .scale import proportional_scale
 from .softmax import softmax_attention
 
@@ -15,6 +16,8 @@ __all__ = [
     "local_attention",
     "local_keys",
     "merge",
+    "neighborhood_attention",
+    "neighborhood_keys",
     "proportional_scale",
     "softmax_attention",
 ]

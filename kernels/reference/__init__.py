@@ -3,5 +3,11 @@
 from .dense import reference_softmax
 from .foveated import reference_foveated
 from .local import reference_local
+from .neighborhood import reference_neighborhood
 
-__all__ = ["reference_foveated", "reference_local", "reference_softmax"]
+__all__ = [
+    "reference_foveated",
+    "reference_local",
+    "reference_neighborhood",
+    "reference_softmax",
+]
