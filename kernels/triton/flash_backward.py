@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .flash_tiles import Tiles, split, tiles_for
+from .flash_tiles import Tiles, tiles_for
+from .launch import in_units, slab, split
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores
-from .strides import in_units, slab
 
 __all__ = ["backward"]
 

@@ -1,16 +1,10 @@
-"""What the flash kernels share: tile shapes by architecture, and the cut of long loops."""
+"""Tile shapes of the flash kernels, by architecture and head dim."""
 
 from dataclasses import dataclass
 
 import torch
-import triton
 
-__all__ = ["Tiles", "split", "tiles_for"]
-
-# enough programs for some eight rounds on the largest GPUs
-_PROGRAMS = 1024
-# fewer blocks than this in a chunk do not pay for writing it out and merging it
-_LEAST_BLOCKS = 8
+__all__ = ["Tiles", "tiles_for"]
 
 
 @dataclass(frozen=True)
@@ -21,13 +15,6 @@ class Tiles:
     keys: int
     num_warps: int
     num_stages: int
-
-
-def split(programs: int, length: int, block: int) -> tuple[int, int]:
-    """Chunks that `length` rows are cut into, and their size in rows, a multiple of `block`."""
-    wanted = min(triton.cdiv(_PROGRAMS, programs), length // (block * _LEAST_BLOCKS))
-    chunk = triton.cdiv(triton.cdiv(max(length, 1), max(wanted, 1)), block) * block
-    return triton.cdiv(max(length, 1), chunk), chunk
 
 
 def tiles_for(kernel: str, x: torch.Tensor) -> Tiles:

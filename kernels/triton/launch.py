@@ -1,4 +1,4 @@
-"""Where the batch entry and head of a program begin, for tensors [B, H, N, D] of any strides.
+"""How a call on tensors [B, H, N, D] is laid out over programs: strides, slabs, chunks.
 
 Strides travel in units of 8 elements wherever all of them allow it. Triton itself only sees that a
 number is a multiple of 16, and would read a head dim of 40 or 72 one element at a time.
@@ -8,7 +8,20 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["in_units", "slab"]
+__all__ = ["in_units", "slab", "split"]
+
+# enough programs for some eight rounds on the largest GPUs
+_PROGRAMS = 1024
+
+
+def split(programs: int, length: int, block: int, least_blocks: int = 8) -> tuple[int, int]:
+    """Chunks that `length` rows are cut into, and their size in rows, a multiple of `block`.
+
+    Known from shapes alone. A chunk holds `least_blocks` blocks, fewer do not pay for its result.
+    """
+    wanted = min(triton.cdiv(_PROGRAMS, max(programs, 1)), length // (block * least_blocks))
+    chunk = triton.cdiv(triton.cdiv(max(length, 1), max(wanted, 1)), block) * block
+    return triton.cdiv(max(length, 1), chunk), chunk
 
 
 def in_units(*tensors: torch.Tensor) -> tuple[int, list[int]]:
