@@ -1,0 +1,133 @@
+"""Local attention of one tile of grid queries in one Triton program: context keys, then its disc.
+
+CLEAR's disc (arXiv:2412.16112) or, with CELL > 1, the near field of foveated attention. Tiles are
+two-dimensional and read from raster order: nothing is permuted and no mask is stored. K, V, CK, CV
+are pointers, or with TMA tensor descriptors whose boxes are the key tiles: [B, H, frames * rows,
+columns, D] and [B, H, tokens, D].
+"""
+
+import triton
+import triton.language as tl
+
+from .rows import load_keys, load_rows, store_rows
+from .softmax import LN2, scores, update
+from .walk import box, gaps, next_tile, tile_of, tokens_of
+
+__all__ = ["local_forward_kernel"]
+
+
+@triton.jit
+def _context_step(
+    q0, q1, CK, CV, b, h, first, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BC: tl.constexpr,
+    MASKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Take BC context keys from `first` on; MASKED where they may run over the end."""
+    real = row < context - first
+    if TMA:
+        k0 = CK.load([b, h, first, 0]).reshape([BC, D0])
+        v0 = CV.load([b, h, first, 0]).reshape([BC, D0])
+        k1, v1 = k0, v0
+    else:
+        k0, k1, v0, v1 = load_keys(CK, CV, first + row, ck_row, cv_row, real, D, D0, D1, MASKED)
+    s = scores(q0, q1, k0, k1, D1 > 0, "ieee")
+    if MASKED:
+        s = tl.where(real[None, :], s, -float("inf"))
+    return update(s, v0, v1, m, l, acc0, acc1, scale2, D1 > 0, "ieee")
+
+
+@triton.jit(
+    do_not_specialize=["heads", "tiles", "frames", "height", "width", "halo", "reach", "context"]
+)
+def local_forward_kernel(
+    Q, K, V, CK, CV, OUT, LSE,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    ck_batch, ck_head, ck_row, cv_batch, cv_head, cv_row, o_batch, o_head, o_row, lse_head,
+    heads, tiles, frames, height, width, halo, reach, context, scale2,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BC: tl.constexpr,
+    CELL: tl.constexpr, FRAMES: tl.constexpr, CONTEXT: tl.constexpr, TAIL: tl.constexpr,
+    TMA: tl.constexpr, UNIT: tl.constexpr, I64: tl.constexpr,
+):  # fmt: skip
+    """Writes OUT [*, D] and LSE of one tile; program (pair of batch and head) * tiles + tile."""
+    M: tl.constexpr = TH * TW
+    N: tl.constexpr = KH * KW
+    SPLIT: tl.constexpr = D1 > 0
+    pair = tl.program_id(0) // tiles
+    b = pair // heads
+    h = pair % heads
+    b64 = b.to(tl.int64) * UNIT
+    h64 = h.to(tl.int64) * UNIT
+    q_row, k_row, v_row, o_row = q_row * UNIT, k_row * UNIT, v_row * UNIT, o_row * UNIT
+    ck_row, cv_row = ck_row * UNIT, cv_row * UNIT
+    t, y0, x0 = tile_of(tl.program_id(0) % tiles, height, width, TH, TW, FRAMES)
+    qy = y0 + tl.arange(0, M) // TW
+    qx = x0 + tl.arange(0, M) % TW
+    ok = (qy < height) & (qx < width)
+    qy = tl.minimum(qy, height - 1)  # a row too many repeats a real one: it sees keys, too
+    qx = tl.minimum(qx, width - 1)
+    token = tokens_of(t, qy, qx, height, width, I64)
+    Q += b64 * q_batch + h64 * q_head
+    q0 = load_rows(Q, token, q_row, None, 0, D0, D, False)
+    q1 = load_rows(Q, token, q_row, None, D0, D1, D, False) if SPLIT else q0
+
+    m = tl.full([M], -1.0e30, tl.float32)
+    l = tl.zeros([M], tl.float32)
+    acc0 = tl.zeros([M, D0], tl.float32)
+    acc1 = tl.zeros([M, D1], tl.float32) if SPLIT else 0.0
+
+    if CONTEXT:
+        row = tl.arange(0, BC)
+        if not TMA:
+            CK += b64 * ck_batch + h64 * ck_head
+            CV += b64 * cv_batch + h64 * cv_head
+        full = context // BC * BC
+        if TAIL:
+            m, l, acc0, acc1 = _context_step(
+                q0, q1, CK, CV, b, h, full, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+                D, D0, D1, BC, True, TMA,
+            )  # fmt: skip
+        for c in tl.range(0, full, BC):
+            m, l, acc0, acc1 = _context_step(
+                q0, q1, CK, CV, b, h, c, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+                D, D0, D1, BC, False, TMA,
+            )  # fmt: skip
+
+    if not TMA:
+        K += b64 * k_batch + h64 * k_head
+        V += b64 * v_batch + h64 * v_head
+    ky0, ky1 = box(y0, height, halo, TH, CELL)
+    kx0, kx1 = box(x0, width, halo, TW, CELL)
+    count = tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)
+    kt = t
+    if FRAMES:
+        kt, kt1 = box(t, frames, reach, 1, 1)
+        count *= kt1 - kt
+    ky = ky0
+    kx = kx0
+    jy = tl.arange(0, N) // KW
+    jx = tl.arange(0, N) % KW
+    within = (reach * reach).to(tl.float32)
+    for _ in tl.range(0, count):
+        if TMA:
+            k0 = K.load([b, h, kt * height + ky, kx, 0]).reshape([N, D0])
+            v0 = V.load([b, h, kt * height + ky, kx, 0]).reshape([N, D0])
+            k1, v1 = k0, v0
+        else:
+            key = tokens_of(kt, ky + jy, kx + jx, height, width, I64)
+            k0, k1, v0, v1 = load_keys(K, V, key, k_row, v_row, None, D, D0, D1, False)
+        s = scores(q0, q1, k0, k1, SPLIT, "ieee")
+        if FRAMES:
+            within = (reach * reach - (t - kt) * (t - kt)).to(tl.float32)
+        dy2 = gaps(qy // CELL, ky, tl.arange(0, KH), height, CELL, CELL, KH)
+        dx2 = gaps(qx // CELL, kx, tl.arange(0, KW), width, CELL, CELL, KW)
+        near = tl.reshape(dx2[:, None, :] < (within - dy2)[:, :, None], [M, N])
+        s = tl.where(near, s, -float("inf"))
+        m, l, acc0, acc1 = update(s, v0, v1, m, l, acc0, acc1, scale2, SPLIT, "ieee")
+        kt, ky, kx = next_tile(kt, ky, kx, ky0, ky1, kx0, kx1, KH, KW, FRAMES)
+
+    OUT += b64 * o_batch + h64 * o_head
+    store_rows(OUT, acc0 / l[:, None], token, o_row, ok, 0, D0, D)
+    if SPLIT:
+        store_rows(OUT, acc1 / l[:, None], token, o_row, ok, D0, D1, D)
+    tl.store(LSE + pair.to(tl.int64) * lse_head + token, (m * scale2 + tl.log2(l)) * LN2, mask=ok)

@@ -1,0 +1,74 @@
+"""Tiles of a token grid in raster order, as Triton helpers: where they lie, which keys they see.
+
+A program owns one tile of TH x TW tokens and walks the box of the keys it may see in tiles of
+KH x KW, row by row, in one flat loop that the compiler can pipeline. A tile that sticks out of the
+grid reads border tokens again: they are masked as keys and never stored as queries.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["box", "gaps", "next_tile", "tile_of", "tokens_of"]
+
+
+@triton.jit
+def tile_of(tile, height, width, TH: tl.constexpr, TW: tl.constexpr, FRAMES: tl.constexpr):
+    """Frame, first row and first column of a tile."""
+    across = tl.cdiv(width, TW)
+    if FRAMES:
+        area = tl.cdiv(height, TH) * across
+        return tile // area, tile % area // across * TH, tile % across * TW
+    else:
+        return 0, tile // across * TH, tile % across * TW
+
+
+@triton.jit
+def tokens_of(t, y, x, height, width, I64: tl.constexpr):
+    """Raster index of tokens of frame t, rows y and columns x, those outside moved inside."""
+    token = (t * height + tl.minimum(y, height - 1)) * width + tl.minimum(x, width - 1)
+    if I64:
+        token = token.to(tl.int64)
+    return token
+
+
+@triton.jit
+def box(first, size, halo, SIDE: tl.constexpr, CELL: tl.constexpr):
+    """First and last + 1 of the tokens along one axis that a tile sees; begins with a cell."""
+    last = (first + SIDE - 1) // CELL * CELL + CELL
+    return tl.maximum(first // CELL * CELL - halo, 0), tl.minimum(last + halo, size)
+
+
+@triton.jit
+def next_tile(t, y, x, y0, y1, x0, x1, KH: tl.constexpr, KW: tl.constexpr, FRAMES: tl.constexpr):
+    """The key tile after the one at (t, y, x) in the box of rows y0 to y1 and columns x0 to x1."""
+    x += KW
+    end = x >= x1
+    x = tl.where(end, x0, x)
+    y = tl.where(end, y + KH, y)
+    if FRAMES:
+        end = y >= y1
+        y = tl.where(end, y0, y)
+        t = tl.where(end, t + 1, t)
+    return t, y, x
+
+
+@triton.jit
+def gaps(cell, first, offset, size, CELL: tl.constexpr, UNITS: tl.constexpr, SIDE: tl.constexpr):
+    """Squared distance along one axis from cells of stationary tokens to those of walked ones.
+
+    `cell` [M] against the keys `first + offset` [N], offset < SIDE, with UNITS keys to a cell of
+    CELL tokens: cells i and j are (|i - j| - 1) CELL + 1 tokens apart. Keys from `size` on are far
+    from everything. float32 [M, N], exact where it decides.
+    """
+    inside = offset < size - first
+    if SIDE % UNITS == 0:
+        # `first` begins a cell: what follows it is the same for every tile
+        start = (cell - first // UNITS).to(tl.float32)
+        key = tl.where(inside, (offset // UNITS).to(tl.float32), 1.0e6)
+    else:
+        start = cell.to(tl.float32)
+        key = tl.where(inside, ((first + offset) // UNITS).to(tl.float32), 1.0e6)
+    gap = start[:, None] - key[None, :]
+    if CELL > 1:
+        gap = tl.maximum(tl.abs(gap) * CELL - (CELL - 1), 0.0)
+    return gap * gap
