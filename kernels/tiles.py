@@ -17,6 +17,8 @@ from .partial import partial_attention
 
 __all__ = ["Axis", "Span", "concat", "tile_shape", "tiled_attention", "visited", "within"]
 
+Partial = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
 
 class Span(NamedTuple):
     """Queries q0 <= i < q1 of one axis and keys k0 <= j < k1; key j begins at token j * unit."""
@@ -103,12 +105,14 @@ def tiled_attention(
     bias: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
     scale: float | None = None,
     empty_rows: bool = False,
+    attend: Partial = partial_attention,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend q [B, H, rows, a, b, D] to the windows of k, v [B, H, keys of rows, of a, of b, D].
 
     `axes` describes (rows, a, b). `bias(queries, keys)` is [queries, keys] for token positions; it
     may depend on where in the grid the tile lies only where its window is cut, and may leave a
-    query without keys only with `empty_rows`. Returns out and lse in the shape of q.
+    query without keys only with `empty_rows`. `attend` is called as `partial_attention` is, tile by
+    tile, and may take its place. Returns out and lse in the shape of q.
     """
     rows, first, second = axes
     seen: dict[tuple[tuple[int, ...], ...], torch.Tensor] = {}
@@ -123,13 +127,14 @@ def tiled_attention(
     blocks = []
     for a in first.spans():
         strips = [
-            _strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows) for b in second.spans()
+            _strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows, attend)
+            for b in second.spans()
         ]
         blocks.append(concat(strips, 4))
     return concat(blocks, 3)
 
 
-def _strip(q, k, v, rows, a, b, bias, scale, empty_rows):
+def _strip(q, k, v, rows, a, b, bias, scale, empty_rows, attend):
     """All tiles down the rows of one strip, the queries and keys of spans a and b."""
     q = q[:, :, :, a.q0 : a.q1, b.q0 : b.q1]
     k, v = (x[:, :, :, a.k0 : a.k1, b.k0 : b.k1] for x in (k, v))
@@ -144,8 +149,9 @@ def _strip(q, k, v, rows, a, b, bias, scale, empty_rows):
         )
         block = q[:, :, span.q0 : span.q0 + count * (span.q1 - span.q0)]
         tiles = block.reshape(k.shape[0], count, -1, q.shape[-1])
-        out, lse = partial_attention(tiles, keys, values, bias((span, a, b)), scale, empty_rows)
-        pieces.append((out.reshape(block.shape), lse.reshape(block.shape[:-1])))
+        out, lse = attend(tiles, keys, values, bias((span, a, b)), scale, empty_rows)
+        shape = block.shape[:-1]
+        pieces.append((out.reshape(*shape, v.shape[-1]), lse.reshape(shape)))
     return concat(pieces, 2)
 
 

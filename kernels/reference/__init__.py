@@ -2,11 +2,14 @@
 
 from .dense import reference_softmax
 from .foveated import reference_foveated
+from .linear import reference_hybrid, reference_linear
 from .local import reference_local
 from .neighborhood import reference_neighborhood
 
 __all__ = [
     "reference_foveated",
+    "reference_hybrid",
+    "reference_linear",
     "reference_local",
     "reference_neighborhood",
     "reference_softmax",
