@@ -3,7 +3,8 @@
 Import it before triton. Triton 3.9's interpreter multiplies the raw bits of bfloat16 in `tl.dot`
 (triton#11584) and truncates where the hardware rounds to nearest even; both are mended here. It
 also looks through the whole language at every call of a helper and computes every integer twice,
-for overflow: here it does neither, and takes half the time. Where there is a GPU nothing of this matters: the kernels run on it.
+for overflow: here it does neither, and takes half the time. Where there is a GPU nothing of this
+matters: the kernels run on it.
 """
 
 import os
