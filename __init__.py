@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .attn_processors import (
         FoveatedAttnProcessor,
+        LinearAttnProcessor,
         LocalAttnProcessor,
         SoftmaxAttnProcessor,
         apply,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FoveatedAttnProcessor",
+    "LinearAttnProcessor",
     "LocalAttnProcessor",
     "SoftmaxAttnProcessor",
     "TokenLayout",
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FoveatedAttnProcessor": ".attn_processors",
+    "LinearAttnProcessor": ".attn_processors",
     "LocalAttnProcessor": ".attn_processors",
     "SoftmaxAttnProcessor": ".attn_processors",
     "TokenLayout": ".kernels",

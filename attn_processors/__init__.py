@@ -2,6 +2,8 @@
 
 from .apply import Handle, apply
 from .foveated import FoveatedAttnProcessor
+from .linear import LinearAttnProcessor
+from .linear_weights import LinearLayer, LinearWeights
 from .local import LocalAttnProcessor
 from .report import Report
 from .softmax import SoftmaxAttnProcessor
@@ -9,6 +11,9 @@ from .softmax import SoftmaxAttnProcessor
 __all__ = [
     "FoveatedAttnProcessor",
     "Handle",
+    "LinearAttnProcessor",
+    "LinearLayer",
+    "LinearWeights",
     "LocalAttnProcessor",
     "Report",
     "SoftmaxAttnProcessor",

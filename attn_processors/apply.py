@@ -83,7 +83,9 @@ class _Bound:
 
     def _redirect(self) -> None:
         try:
-            self.ours = redirect(self.stock, self.layer.attend)
+            self.layer.bind(self.module)
+            project = self.layer.project if self.layer.processor.has_projections else None
+            self.ours = redirect(self.stock, self.layer.attend, project)
         except NotImplementedError as error:
             if self.layer.strict:
                 raise NotImplementedError(f"{self.layer.name}: {error}") from None
@@ -99,8 +101,9 @@ class _Bound:
         if self.ours is None:
             return
         # unfusing may put our copy back later: without `attend` it is the stock processor
-        self.ours.attend = None
-        vars(self.stock).update({k: v for k, v in vars(self.ours).items() if k != "attend"})
+        self.ours.attend = self.ours.project = None
+        kept = {k: v for k, v in vars(self.ours).items() if k not in ("attend", "project")}
+        vars(self.stock).update(kept)
         if self.module.processor is self.ours:
             _set_processor(self.module, self.stock)
 

@@ -38,6 +38,22 @@ class AttnProcessor:
         """Short name for reports: "local" for LocalAttnProcessor."""
         return type(self).__name__.removesuffix("AttnProcessor").lower()
 
+    def bind(self, name: str, attn: nn.Module) -> AttnProcessor:
+        """The processor of one layer: itself, unless it holds something trained for each layer.
+
+        Raises NotImplementedError where it has nothing for this layer, which then runs dense.
+        """
+        return self
+
+    @property
+    def has_projections(self) -> bool:
+        """Whether `project` answers with other projections than the layer's own."""
+        return False
+
+    def project(self, attn: nn.Module) -> Any:
+        """What the stock processor sees in the place of `attn` where the operator runs."""
+        return attn
+
     def attend(
         self,
         q: torch.Tensor,

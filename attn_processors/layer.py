@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..kernels.layout import TokenLayout
 from .base import AttnProcessor
@@ -39,6 +42,10 @@ class Layer:
         self.forget()
         self.reset()
 
+    def bind(self, attn: nn.Module) -> None:
+        """Take the part of the processor that belongs to this layer, the module `attn`."""
+        self.processor = self.processor.bind(self.name, attn)
+
     def forget(self) -> None:
         """Drop the notes of a forward, before the next or after one that was cut short."""
         # written and never read in a forward, so a compiled graph guards on none of them
@@ -52,6 +59,18 @@ class Layer:
         self.layout: TokenLayout | None = None
         self.reasons: Counter[str] = Counter()
 
+    def project(
+        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> Any:
+        """`attn`, or what the processor puts in its place if `attend` will run the operator."""
+        is_flat = hidden_states.dim() == 3  # [B, N, C], or an image [B, C, h, w]
+        tokens = hidden_states.shape[1] if is_flat else math.prod(hidden_states.shape[2:])
+        layout = self.tracker.layouts.get(tokens)
+        is_plain = attention_mask is None and layout is not None
+        if not is_plain or self._why_left_dense(tokens) is not None:
+            return attn
+        return self.processor.project(attn)
+
     def attend(
         self,
         q: torch.Tensor,
@@ -63,7 +82,7 @@ class Layer:
     ) -> torch.Tensor | None:
         """The operator's output for q, k, v [B, H, N, D], or None for the stock softmax."""
         layout = self.tracker.layouts.get(q.shape[2])
-        chosen = self._why_left_dense(q)
+        chosen = self._why_left_dense(q.shape[2])
         refused = None
         if chosen is None:
             refused = _why_not(q, k, layout) if special is None else special
@@ -85,11 +104,11 @@ class Layer:
         else:
             self._ran = layout
 
-    def _why_left_dense(self, q: torch.Tensor) -> str | None:
+    def _why_left_dense(self, tokens: int) -> str | None:
         """The option of `apply` that keeps this call dense."""
         if not self.tracker.active:
             return f"outside steps={self.tracker.steps}"
-        if q.shape[2] < self.min_tokens:
+        if tokens < self.min_tokens:
             return f"fewer than min_tokens={self.min_tokens}"
         return None
 

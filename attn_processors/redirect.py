@@ -1,9 +1,10 @@
 """A stock diffusers processor whose softmax-attention calls are pointed at an operator.
 
 The stock processor keeps its projections, norms, rotary embedding and output layers. Its `__call__`
-is compiled again from its own source with one change: `F.scaled_dot_product_attention(...)` and
-`dispatch_attention_fn(...)` become methods of the processor. The new class is a subclass of the
-stock class, so `isinstance` still holds.
+is compiled again from its own source with two changes: `F.scaled_dot_product_attention(...)` and
+`dispatch_attention_fn(...)` become methods of the processor, and a first line lets an operator that
+was trained with other projections show them in the place of the module's own. The new class is a
+subclass of the stock class, so `isinstance` still holds.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import functools
 import inspect
 import textwrap
 import types
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-__all__ = ["Attend", "Redirected", "redirect", "redirected_class"]
+__all__ = ["Attend", "Project", "Redirected", "redirect", "redirected_class"]
 
 _METHOD_OF_CALL = {
     "scaled_dot_product_attention": "_foveate_sdpa",
@@ -42,12 +43,26 @@ class Attend(Protocol):
     ) -> torch.Tensor | None: ...
 
 
+class Project(Protocol):
+    """What a redirected call asks first: `attn`, or what stands for it with other projections."""
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> Any: ...
+
+
 class Redirected:
     """Mixin of the redirected classes: routes every softmax call site through `attend`."""
 
     attend: Attend | None = None
+    project: Project | None = None
     stock_class: type
     call_sites: int
+
+    def _foveate_project(
+        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> Any:
+        return attn if self.project is None else self.project(attn, hidden_states, attention_mask)
 
     def _foveate_sdpa(
         self,
@@ -145,6 +160,20 @@ class _PointAtSelf(ast.NodeTransformer):
         return node
 
 
+def _project_first(definition: ast.FunctionDef) -> None:
+    """Begins the function with `attn = self._foveate_project(attn, hidden_states, mask)`."""
+    known = {argument.arg for argument in definition.args.args}
+    if not {"attn", "hidden_states"} <= known:
+        return
+    mask = "attention_mask" if "attention_mask" in known else "None"
+    call = f"attn = self._foveate_project(attn, hidden_states, {mask})"
+    (statement,) = ast.parse(call).body
+    first = definition.body[0]
+    for node in ast.walk(statement):
+        ast.copy_location(node, first)
+    definition.body.insert(0, statement)
+
+
 def _parse_call(stock_class: type) -> tuple[types.FunctionType, ast.Module]:
     """The function `stock_class.__call__` and its syntax tree, line numbers as in the file."""
     name = stock_class.__name__
@@ -206,6 +235,7 @@ def redirected_class(stock_class: type) -> type:
         raise NotImplementedError(
             f"{stock_class.__name__} has no softmax-attention call to redirect"
         )
+    _project_first(tree.body[0])
     members = {
         "__call__": _compile_call(function, tree),
         "__module__": __name__,
@@ -215,12 +245,13 @@ def redirected_class(stock_class: type) -> type:
     return type(f"Foveate{stock_class.__name__}", (Redirected, stock_class), members)
 
 
-def redirect(stock: object, attend: Attend) -> Redirected:
+def redirect(stock: object, attend: Attend, project: Project | None = None) -> Redirected:
     """A redirected copy of the processor `stock`, sharing its weights and settings."""
     new_class = redirected_class(type(stock))
     new = copy.copy(stock)
     new.__class__ = new_class
     object.__setattr__(new, "attend", attend)
+    object.__setattr__(new, "project", project)
     return new
 
 

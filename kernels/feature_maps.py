@@ -23,6 +23,7 @@ __all__ = [
     "identity_map",
     "map_pair",
     "relu_map",
+    "softmax_map",
 ]
 
 FeatureMap = Callable[[torch.Tensor], torch.Tensor]
@@ -41,6 +42,11 @@ def elu_map(x: torch.Tensor) -> torch.Tensor:
 def relu_map(x: torch.Tensor) -> torch.Tensor:
     """max(x, 0)."""
     return F.relu(x)
+
+
+def softmax_map(x: torch.Tensor) -> torch.Tensor:
+    """softmax over the features of a token, positive."""
+    return x.softmax(-1)
 
 
 def identity_map(x: torch.Tensor) -> torch.Tensor:
@@ -75,6 +81,7 @@ FEATURE_MAPS: Mapping[str, FeatureMap] = MappingProxyType(
     {
         "elu": elu_map,
         "relu": relu_map,
+        "softmax": softmax_map,
         "identity": identity_map,
         "focused": focused_map,
         "hedgehog": hedgehog_map,

@@ -48,7 +48,7 @@ def hybrid_attention(
     scale: float | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Attend grid queries of q, k, v [B, H, N, D] to context, disc and linear far field: [B, H, N, D].
+    """Attend grid queries of q, k, v [B, H, N, D] to context, disc and far field: [B, H, N, D].
 
     `gate` is one number or one per head [H]; negative entries count as 0. Where it is 0 the output
     is that of `local_attention`, bit for bit, and a gradient still reaches it. Context queries are
@@ -99,9 +99,8 @@ def _far_sums(
     near, near_total = tiled_attention(*qkv, axes, mask, attend=windowed_sums)
     total = q @ sums
     far_total = total - from_axes(near_total, grid).unsqueeze(-1)
-    return q @ products - from_axes(near, grid), far_total.clamp_min(
-        _LEAST_FAR * total.detach() + _TINY
-    )
+    least = _LEAST_FAR * total.detach() + _TINY
+    return q @ products - from_axes(near, grid), far_total.maximum(least)
 
 
 def _add_far(out, lse, far, far_total, gate):

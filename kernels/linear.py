@@ -44,11 +44,11 @@ def linear_attention(
     scale: float | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
-    """Each grid query of q [B, H, N, D] reads the state of all keys, context included: [B, H, N, D].
+    """Grid queries of q [B, H, N, D] read one state of all keys, the context too: [B, H, N, D].
 
-    Context queries are dense softmax over every key. `feature_map` is "elu", "relu", "focused",
-    "hedgehog", with `affine` also "identity", or a callable [B, H, n, D] -> [B, H, n, D'] that
-    treats tokens one by one, or a pair of them for queries and keys. `eps` adds to the denominator,
+    Context queries are dense softmax over every key. `feature_map` is "elu", "relu", "softmax",
+    "focused", "hedgehog", with `affine` also "identity", or a callable [B, H, n, D] ->
+    [B, H, n, D'] that treats tokens one by one, or a pair of them for queries and keys. `eps` adds to the denominator,
     which is a mean over keys; `affine` has none. `scale` is that of `affine`, `rank_augment` and
     the context queries; the plain form has no use for it.
     """

@@ -1,4 +1,4 @@
-"""The oracles of linear attention and of the window with a linear far field: all pairs in memory."""
+"""The oracles of linear attention and of a window with a linear far field: all pairs at once."""
 
 from __future__ import annotations
 
