@@ -14,7 +14,7 @@ from .launch import in_units, slab, split
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores
 
-__all__ = ["backward"]
+__all__ = ["backward", "keys", "queries"]
 
 
 @triton.jit
@@ -202,6 +202,66 @@ def _total(x: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x).copy_(parts.sum(0))
 
 
+def queries(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    tiles: Tiles | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dq and shift = grad_lse - sum_d grad_out out; lse, grad_lse [B, H, M] contiguous float32."""
+    batch, heads, length, dim = q.shape
+    tiles = tiles_for("queries", q) if tiles is None else tiles
+    shift = torch.empty_like(lse)
+    d0, d1 = head_parts(dim)
+    grid = (triton.cdiv(length, tiles.queries), batch * heads)
+    parts, chunk = split(grid[0] * grid[1], k.shape[2], tiles.keys)
+    dq = _parts(q, parts)
+    unit, strides = in_units(q, k, v, out, grad_out, dq)
+    _flash_backward_queries_kernel[(*grid, parts)](
+        q, k, v, bias, out, grad_out, lse, grad_lse, shift, dq,
+        *strides, heads, length, k.shape[2], chunk, scale * LOG2E, 1.0 / scale,
+        D=dim, D0=d0, D1=d1, HAS_BIAS=bias is not None, BM=tiles.queries, BN=tiles.keys,
+        TAIL=k.shape[2] % tiles.keys != 0, UNIT=unit,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    return _total(q, dq), shift
+
+
+def keys(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor | None,
+    lse: torch.Tensor,
+    shift: torch.Tensor,
+    scale: float,
+    tiles: Tiles | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dk and dv; shift as `queries` gives it."""
+    batch, heads, length, dim = q.shape
+    tiles = tiles_for("keys", q) if tiles is None else tiles
+    d0, d1 = head_parts(dim)
+    grid = (triton.cdiv(k.shape[2], tiles.keys), batch * heads)
+    parts, chunk = split(grid[0] * grid[1], length, tiles.queries)
+    dk, dv = _parts(k, parts), _parts(v, parts)
+    unit, strides = in_units(q, k, v, grad_out, dk, dv)
+    _flash_backward_keys_kernel[(*grid, parts)](
+        q, k, v, bias, grad_out, lse, shift, dk, dv,
+        *strides, heads, length, k.shape[2], chunk, scale * LOG2E, 1.0 / scale,
+        D=dim, D0=d0, D1=d1, HAS_BIAS=bias is not None, BM=tiles.queries, BN=tiles.keys,
+        TAIL=length % tiles.queries != 0, UNIT=unit,
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    return _total(k, dk), _total(v, dv)
+
+
 def backward(
     grad_out: torch.Tensor,
     grad_lse: torch.Tensor,
@@ -216,34 +276,5 @@ def backward(
     key_tiles: Tiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv from what `forward` took and gave; grad_lse [B, H, M] is contiguous float32."""
-    batch, heads, length, dim = q.shape
-    shift = torch.empty_like(lse)
-    d0, d1 = head_parts(dim)
-    common = {"D": dim, "D0": d0, "D1": d1, "HAS_BIAS": bias is not None}
-    numbers = (heads, length, k.shape[2])
-    scales = (scale * LOG2E, 1.0 / scale)
-
-    tiles = tiles_for("queries", q) if query_tiles is None else query_tiles
-    grid = (triton.cdiv(length, tiles.queries), batch * heads)
-    parts, chunk = split(grid[0] * grid[1], k.shape[2], tiles.keys)
-    dq = _parts(q, parts)
-    unit, strides = in_units(q, k, v, out, grad_out, dq)
-    _flash_backward_queries_kernel[(*grid, parts)](
-        q, k, v, bias, out, grad_out, lse, grad_lse, shift, dq,
-        *strides, *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
-        TAIL=k.shape[2] % tiles.keys != 0, UNIT=unit,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-    )  # fmt: skip
-
-    tiles = tiles_for("keys", q) if key_tiles is None else key_tiles
-    grid = (triton.cdiv(k.shape[2], tiles.keys), batch * heads)
-    parts, chunk = split(grid[0] * grid[1], length, tiles.queries)
-    dk, dv = _parts(k, parts), _parts(v, parts)
-    unit, strides = in_units(q, k, v, grad_out, dk, dv)
-    _flash_backward_keys_kernel[(*grid, parts)](
-        q, k, v, bias, grad_out, lse, shift, dk, dv,
-        *strides, *numbers, chunk, *scales, **common, BM=tiles.queries, BN=tiles.keys,
-        TAIL=length % tiles.queries != 0, UNIT=unit,
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-    )  # fmt: skip
-    return _total(q, dq), _total(k, dk), _total(v, dv)
+    dq, shift = queries(grad_out, grad_lse, q, k, v, bias, out, lse, scale, query_tiles)
+    return dq, *keys(grad_out, q, k, v, bias, lse, shift, scale, key_tiles)

@@ -1,25 +1,36 @@
-"""Local attention by Triton: launches the kernels over the grid and, for context queries, flash.
+"""Local attention by Triton as a PyTorch operator, with gradients, for torch.compile.
 
-Context queries see every token; grid queries see the context and their disc. All tensors are
-[B, H, N, D] in sequence order, the grid's tokens from `start` on.
+CPU tensors run the torch path of the same operator, unless Triton interprets its kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import flash_forward
-from .launch import in_units
-from .local_forward import local_forward_kernel
-from .local_tiles import LocalTiles, architecture, canonical, tiles_for
-from .rows import head_parts
-from .softmax import LOG2E
+from ..layout import Segment, TokenLayout
+from . import local_launch
 
-__all__ = ["context_of", "forward", "why_not"]
+__all__ = ["local_attention", "why_not"]
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def local_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: TokenLayout,
+    radius: int,
+    scale: float | None,
+) -> Pair:
+    """out [B, H, N, D] and lse [B, H, N] of `kernels.local_attention`, where `why_not` is empty."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return _forward(q, k, v, layout.grid_slice.start, list(layout.grid), radius, scale)
 
 
 def why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> str:
@@ -38,7 +49,7 @@ def why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | No
 @torch.compiler.assume_constant_result
 def _device_lacks(kind: str, index: int | None) -> str:
     if kind == "cpu":
-        return "" if triton.knobs.runtime.interpret else "the tensors are on the CPU"
+        return "" if _interprets() else "the tensors are on the CPU"
     if kind != "cuda":
         return f"no kernels for device {kind}"
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
@@ -46,7 +57,12 @@ def _device_lacks(kind: str, index: int | None) -> str:
     return ""
 
 
-def forward(
+def _interprets() -> bool:
+    return triton.knobs.runtime.interpret
+
+
+@torch.library.custom_op("foveate::local_forward", mutates_args=(), device_types="cuda")
+def _forward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -54,86 +70,95 @@ def forward(
     grid: Sequence[int],
     radius: int,
     scale: float,
-    tiles: LocalTiles | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """out [B, H, N, D], which lies as [B, N, H, D], and lse [B, H, N]."""
-    batch, heads, length, dim = q.shape
-    grid = canonical(grid)
-    stop = start + grid[0] * grid[1] * grid[2]
-    out = q.new_empty(batch, length, heads, dim).transpose(1, 2)
-    lse = q.new_empty(batch, heads, length, dtype=torch.float32)
-    if tiles is None:
-        tiles = tiles_for(architecture(q.device), q.dtype, dim, radius, grid)
-    context = [context_of(x, start, stop) for x in (k, v)]
-    inner = [x[:, :, start:stop] for x in (q, k, v)]
-    _launch(*inner, *context, out[:, :, start:stop], lse[:, :, start:], grid, radius, scale, tiles)
-    if stop - start < length:
-        some, some_lse = flash_forward.forward(context_of(q, start, stop), k, v, None, scale)
-        put_context(out, some, start, stop)
-        put_context(lse, some_lse, start, stop)
-    return out, lse
+) -> Pair:
+    return local_launch.forward(q, k, v, start, grid, radius, scale)
 
 
-def _launch(q, k, v, context_k, context_v, out, lse, grid, radius, scale, tiles):
-    batch, heads, _, dim = q.shape
-    frames, height, width = grid
-    context = context_k.shape[2]
-    unit, strides = in_units(q, k, v, context_k, context_v, out)
-    tma = tiles.tma and _fits_descriptors(k, v, context_k, context_v)
-    keys = (k, v, context_k, context_v)
-    if tma:
-        keys = (*(_boxes(x, grid, tiles) for x in (k, v)), *(_blocks(x, tiles) for x in keys[2:]))
-    d0, d1 = head_parts(dim)
-    count = frames * triton.cdiv(height, tiles.height) * triton.cdiv(width, tiles.width)
-    local_forward_kernel[(batch * heads * count,)](
-        q, *keys, out, lse, *strides, lse.stride(1),
-        heads, count, *grid, radius - 1, radius, context, scale * LOG2E,
-        D=dim, D0=d0, D1=d1, TH=tiles.height, TW=tiles.width,
-        KH=tiles.key_height, KW=tiles.key_width, BC=tiles.context,
-        CELL=1, FRAMES=frames > 1, CONTEXT=context > 0, TAIL=context % tiles.context != 0,
-        TMA=tma, UNIT=unit, I64=needs_int64(q, k, v, out),
-        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-    )  # fmt: skip
+@_forward.register_kernel("cpu")
+def _(q, k, v, start, grid, radius, scale):
+    if _interprets():
+        return local_launch.forward(q, k, v, start, grid, radius, scale)
+    out, lse = _torch_path(q, k, v, start, grid, radius, scale)
+    return local_launch.empty_like(q).copy_(out), lse.contiguous()
 
 
-def needs_int64(*tensors: torch.Tensor) -> bool:
-    """Whether an offset within one batch entry and head passes 2^31."""
-    return any((x.shape[2] - 1) * x.stride(2) + x.shape[3] >= 1 << 31 for x in tensors)
+@_forward.register_fake
+def _(q, k, v, start, grid, radius, scale):
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return local_launch.empty_like(q), lse
 
 
-def context_of(x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """The rows of x [B, H, N, ...] outside start to stop, a view where they lie on one side."""
-    if start == 0:
-        return x[:, :, stop:]
-    if stop == x.shape[2]:
-        return x[:, :, :start]
-    return torch.cat((x[:, :, :start], x[:, :, stop:]), 2)
+@torch.library.custom_op("foveate::local_backward", mutates_args=(), device_types="cuda")
+def _backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    start: int,
+    grid: Sequence[int],
+    radius: int,
+    scale: float,
+) -> Triple:
+    return local_launch.backward(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale)
 
 
-def put_context(x: torch.Tensor, rows: torch.Tensor, start: int, stop: int) -> None:
-    """Writes what `context_of` reads."""
-    x[:, :, :start] = rows[:, :, :start]
-    x[:, :, stop:] = rows[:, :, start:]
-
-
-def _fits_descriptors(*tensors: torch.Tensor) -> bool:
-    """Whether the hardware can copy boxes of them: 16-byte steps, no split head dim."""
-    dim, size = tensors[0].shape[-1], tensors[0].element_size()
-    return head_parts(dim) == (dim, 0) and all(
-        x.data_ptr() % 16 == 0 and all(step * size % 16 == 0 for step in x.stride()[:3])
-        for x in tensors
+@_backward.register_kernel("cpu")
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
+    if _interprets():
+        return local_launch.backward(
+            grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale
+        )
+    grads = _differentiated(
+        _torch_path, (q, k, v), (start, grid, radius, scale), (grad_out, grad_lse)
+    )
+    return tuple(
+        local_launch.empty_like(x).copy_(grad) for x, grad in zip((q, k, v), grads, strict=True)
     )
 
 
-def _boxes(x, grid, tiles):
-    frames, height, width = grid
-    batch, heads, row = x.stride()[:3]
-    shape = [*x.shape[:2], frames * height, width, x.shape[3]]
-    block = [1, 1, tiles.key_height, tiles.key_width, x.shape[3]]
-    return TensorDescriptor(x, shape, [batch, heads, width * row, row, 1], block)
+@_backward.register_fake
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
+    return tuple(local_launch.empty_like(x) for x in (q, k, v))
 
 
-def _blocks(x, tiles):
-    if x.shape[2] == 0:
-        return x
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, tiles.context, x.shape[3]])
+def _save(ctx, inputs, output):
+    q, k, v, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _differentiate(ctx, grad_out, grad_lse):
+    grads = _backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
+    return *grads, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _torch_path(q, k, v, start, grid, radius, scale) -> Pair:
+    from ..local import local_attention
+
+    after = q.shape[2] - start - grid[0] * grid[1] * grid[2]
+    extra = (Segment(after),) if after else ()
+    layout = TokenLayout(text=start, grid=tuple(grid), extra=extra)
+    return local_attention(
+        q, k, v, layout=layout, radius=radius, scale=scale, impl="torch", return_lse=True
+    )
+
+
+def _differentiated(
+    function: Callable[..., Pair],
+    tensors: Sequence[torch.Tensor],
+    options: Sequence[object],
+    grads: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of the tensors; in a thread, as an operator's own code runs below autograd."""
+
+    def differentiate():
+        leaves = [x.detach().requires_grad_() for x in tensors]
+        return torch.autograd.grad(function(*leaves, *options), leaves, grads)
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(differentiate).result()

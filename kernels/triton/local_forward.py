@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .rows import load_keys, load_rows, store_rows
 from .softmax import LN2, scores, update
-from .walk import box, gaps, next_tile, tile_of, tokens_of
+from .walk import box, near_of, next_tile, tile_of, tokens_of
 
 __all__ = ["local_forward_kernel"]
 
@@ -101,7 +101,7 @@ def local_forward_kernel(
     count = tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)
     kt = t
     if FRAMES:
-        kt, kt1 = box(t, frames, reach, 1, 1)
+        kt, kt1 = box(t, frames, reach - 1, 1, 1)
         count *= kt1 - kt
     ky = ky0
     kx = kx0
@@ -119,9 +119,7 @@ def local_forward_kernel(
         s = scores(q0, q1, k0, k1, SPLIT, "ieee")
         if FRAMES:
             within = (reach * reach - (t - kt) * (t - kt)).to(tl.float32)
-        dy2 = gaps(qy // CELL, ky, tl.arange(0, KH), height, CELL, CELL, KH)
-        dx2 = gaps(qx // CELL, kx, tl.arange(0, KW), width, CELL, CELL, KW)
-        near = tl.reshape(dx2[:, None, :] < (within - dy2)[:, :, None], [M, N])
+        near = near_of(qy, qx, ky, kx, height, width, within, M, KH, KW, CELL)
         s = tl.where(near, s, -float("inf"))
         m, l, acc0, acc1 = update(s, v0, v1, m, l, acc0, acc1, scale2, SPLIT, "ieee")
         kt, ky, kx = next_tile(kt, ky, kx, ky0, ky1, kx0, kx1, KH, KW, FRAMES)

@@ -6,10 +6,11 @@ tile and a key tile are rows x columns of the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import triton
+
+from .rows import head_parts
 
 __all__ = ["LocalTiles", "architecture", "canonical", "tiles_for"]
 
@@ -31,11 +32,12 @@ class LocalTiles:
 _SMALL = LocalTiles(8, 8, 8, 8, num_warps=4)
 _WIDE = LocalTiles(8, 16, 8, 8)
 _THIN = LocalTiles(8, 16, 4, 8, context=32)
+_SMALL_THIN = LocalTiles(8, 8, 4, 8, context=32, num_warps=4)
 _SMALL_TMA = LocalTiles(8, 8, 8, 8, num_warps=4, tma=True)
 _WIDE_TMA = LocalTiles(8, 16, 8, 16, tma=True)
-_FLOAT32 = LocalTiles(8, 8, 4, 8, context=32, num_warps=4)
 
-# (architecture, radius beyond 8): head dims in one power of two; split in two; beyond 128
+# forward, by architecture and whether the radius is beyond 8;
+# head dims up to 128 of one power of two, of two, and beyond 128
 _FORWARD = {
     ("sm_80", False): (_WIDE, _WIDE, _THIN),
     ("sm_80", True): (_WIDE, _WIDE, _THIN),
@@ -46,6 +48,7 @@ _FORWARD = {
     ("gfx942", False): (_THIN, _THIN, _THIN),
     ("gfx942", True): (_THIN, _THIN, _THIN),
 }
+_BACKWARD = {"queries": _THIN, "keys": _SMALL_THIN}
 
 
 def architecture(device: torch.device) -> str:
@@ -59,28 +62,28 @@ def architecture(device: torch.device) -> str:
 
 
 def tiles_for(
-    arch: str, dtype: torch.dtype, dim: int, radius: int, grid: tuple[int, int, int]
+    kernel: str, arch: str, q: torch.Tensor, radius: int, grid: tuple[int, int, int]
 ) -> LocalTiles:
-    """Tiles of the forward kernel; they depend on lengths only where the grid is a line."""
-    if dtype == torch.float32:
-        tiles = _FLOAT32
-    else:
-        kind = 2 if dim > 128 else int(dim != triton.next_power_of_2(dim))
+    """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones."""
+    dim = q.shape[-1]
+    if q.dtype == torch.float32:
+        tiles = _SMALL_THIN
+    elif kernel == "forward":
+        kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
         tiles = _FORWARD[arch, radius > 8][kind]
+    else:
+        tiles = _BACKWARD[kernel]
     return tiles if grid[1] > 1 else _flat(tiles)
 
 
 def _flat(tiles: LocalTiles) -> LocalTiles:
     """As many tokens in one row; a line has no other."""
-    return LocalTiles(
-        1,
-        tiles.height * tiles.width,
-        1,
-        tiles.key_height * tiles.key_width,
-        tiles.context,
-        tiles.num_warps,
-        tiles.num_stages,
-        tiles.tma,
+    return replace(
+        tiles,
+        height=1,
+        width=tiles.height * tiles.width,
+        key_height=1,
+        key_width=tiles.key_height * tiles.key_width,
     )
 
 

@@ -8,7 +8,7 @@ grid reads border tokens again: they are masked as keys and never stored as quer
 import triton
 import triton.language as tl
 
-__all__ = ["box", "gaps", "next_tile", "tile_of", "tokens_of"]
+__all__ = ["box", "gaps", "near_of", "next_tile", "tile_of", "tokens_of"]
 
 
 @triton.jit
@@ -72,3 +72,17 @@ def gaps(cell, first, offset, size, CELL: tl.constexpr, UNITS: tl.constexpr, SID
     if CELL > 1:
         gap = tl.maximum(tl.abs(gap) * CELL - (CELL - 1), 0.0)
     return gap * gap
+
+
+@triton.jit
+def near_of(
+    y, x, first_y, first_x, height, width, within,
+    M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CELL: tl.constexpr,
+):  # fmt: skip
+    """Whether tokens (y, x) and those of the tile walked to are in each other's window, [M, KH KW].
+
+    The squared distance is compared as dx^2 < within - dy^2, which costs one instruction a pair.
+    """
+    dy2 = gaps(y // CELL, first_y, tl.arange(0, KH), height, CELL, CELL, KH)
+    dx2 = gaps(x // CELL, first_x, tl.arange(0, KW), width, CELL, CELL, KW)
+    return tl.reshape(dx2[:, None, :] < (within - dy2)[:, :, None], [M, KH * KW])
