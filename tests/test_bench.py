@@ -81,6 +81,18 @@ def test_bench_end_to_end(run, tmp_path):
     assert "| 12x16 | local, radius 2 " in printed
 
 
+@pytest.mark.gpu
+def test_bench_on_a_gpu(run, tmp_path):
+    shape = ["--grid", "16", "--radius", "4", "--heads", 2, "--head-dim", 64, "--rounds", 2]
+    code, printed, _ = run(*shape, "--no-flex", "--device", "cuda", "--out", tmp_path)
+    assert code == 0
+    assert "within twice the error" in printed
+    (path,) = tmp_path.glob("operators-*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert {"sdpa", "torch", "triton"} <= {row["impl"] for row in rows}
+    assert all(row["peak_bytes"] >= 2 * 256 * 64 * 2 for row in rows)
+
+
 def test_numerics_from_the_command_line(run, tmp_path):
     shape = ["--grid", "8", "--radius", "2", "--heads", 1, "--head-dim", 16, "--no-flex"]
     code, printed, _ = run("--numerics", *shape, "--device", "cpu", "--out", tmp_path)
@@ -108,7 +120,7 @@ def test_plan_from_the_command_line(run, tmp_path):
     assert figures["about"]["measured"] is False
     assert (figures["about"]["heads"], figures["about"]["text"]) == (24, 512)
     local = figures["rows"][1]
-    assert round(local["visited"]) - 512 == 484
+    assert round(local["visited"]) - 512 == 484  # 8 x 8 queries by 8 x 8 keys
     assert not list(tmp_path.glob("*.png"))
 
 

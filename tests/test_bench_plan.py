@@ -87,7 +87,8 @@ def test_plan_counts(grid, text):
     assert dense_row.needed == dense_row.visited == tokens
     assert dense_row.flops == 4 * 2 * 3 * 16 * tokens**2
     assert local.needed == pytest.approx(text + needed)
-    assert local.visited == text + box_keys(grid, (radius - 1, radius - 1))
+    tiles = {"query_tile": (8, 8), "key_tile": (8, 8)}  # head dim 16, radius up to 8, sm_90
+    assert local.visited == text + box_keys(grid, (radius - 1, radius - 1), **tiles)
     pairs = math.prod(grid) * local.visited + text * tokens
     assert local.flops == pytest.approx(4 * 2 * 3 * 16 * pairs)
     assert local.num_bytes == 4 * 2 * 3 * tokens * 16 * 2

@@ -1,5 +1,7 @@
 """Timing by turns: order, medians, ratios, growth, and the rows made of them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from foveate.pipelines.bench import operators, timing
@@ -48,6 +50,32 @@ def test_a_stopwatch_reads_its_clock_around_the_call():
     seconds = timing._host_stopwatch(lambda: next(times), wait=lambda: ran.append("wait"))
     assert seconds(lambda: ran.append("call")) == 2.5
     assert ran == ["wait", "call", "wait"]
+
+
+def test_device_time_is_between_events(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            log.append(f"record on {stream}")
+
+        def synchronize(self):
+            log.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 250.0 if end is not self else 0.0
+
+    filler = SimpleNamespace(zero_=lambda: log.append("fill"))
+    cuda = SimpleNamespace(Event=Event, current_stream=lambda device: f"stream of {device}")
+    fake = SimpleNamespace(cuda=cuda, empty=lambda *size, dtype, device: filler, uint8=None)
+    monkeypatch.setattr(timing, "torch", fake)
+    seconds = timing.stopwatch("cuda:1", threads=1)
+    assert seconds(lambda: log.append("call")) == 0.25
+    record = "record on stream of cuda:1"
+    assert log == ["fill", record, "call", record, "synchronize"]
 
 
 @pytest.mark.parametrize("power", [1.0, 1.3, 2.0])

@@ -18,8 +18,8 @@ def box_keys(
     grid: Sequence[int],
     halos: Sequence[int],
     *,
-    query_tile: Pair = (8, 8),
-    key_tile: Pair = (8, 8),
+    query_tile: Pair,
+    key_tile: Pair,
     cell: int = 1,
     unit: int = 1,
 ) -> float:

@@ -16,9 +16,13 @@ __all__ = ["GPU", "GPUS", "gpu_of"]
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """Peak FLOP/s in half precision (matrix units) and float32 (vector units), and bytes/s."""
+    """Peak FLOP/s in half precision (matrix units) and float32 (vector units), and bytes/s.
+
+    `architecture` is the class whose tile shapes the Triton kernels use on it.
+    """
 
     name: str
+    architecture: str
     half: float
     single: float
     bandwidth: float
@@ -33,13 +37,13 @@ class GPU:
 
 
 GPUS = (
-    GPU("A100", 312e12, 19.5e12, 2.039e12),
-    GPU("H100", 989.4e12, 66.9e12, 3.35e12),
-    GPU("H200", 989.4e12, 66.9e12, 4.8e12),
-    GPU("B200", 2250e12, 75e12, 8e12),
-    GPU("4090", 165.2e12, 82.6e12, 1.008e12),
-    GPU("5090", 209.5e12, 104.8e12, 1.792e12),
-    GPU("MI300X", 1307.4e12, 163.4e12, 5.3e12),
+    GPU("A100", "sm_80", 312e12, 19.5e12, 2.039e12),
+    GPU("H100", "sm_90", 989.4e12, 66.9e12, 3.35e12),
+    GPU("H200", "sm_90", 989.4e12, 66.9e12, 4.8e12),
+    GPU("B200", "sm_100", 2250e12, 75e12, 8e12),
+    GPU("4090", "sm_80", 165.2e12, 82.6e12, 1.008e12),
+    GPU("5090", "sm_80", 209.5e12, 104.8e12, 1.792e12),
+    GPU("MI300X", "gfx942", 1307.4e12, 163.4e12, 5.3e12),
 )
 
 

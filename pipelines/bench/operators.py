@@ -91,12 +91,12 @@ def _peak_bytes(call: Callable[[], torch.Tensor], device: str) -> int | None:
     """Device memory that a call takes beside its inputs, the result included; None on a CPU."""
     if not device.startswith("cuda"):
         return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _row(case, entry, prepared, seconds, base, peak) -> Timed:

@@ -1,14 +1,16 @@
 """The work of each method on a named GPU, counted, and the time below which none can go: a model.
 
-Nothing here is measured. Keys visited are counted for whole tiles and blocks: the Triton kernels'
-8 x 8 queries by 8 x 8 keys, FlexAttention's blocks of 128. The floor is the longer of arithmetic on
+Nothing here is measured. Keys visited are counted for whole tiles and blocks: those the Triton
+kernels use on that GPU, and FlexAttention's blocks of 128. The floor is the longer of arithmetic on
 the keys visited at the GPU's peak rate and of reading and writing every tensor once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from ...kernels import foveated_keys, local_keys
 from ...kernels.field import Field
@@ -18,6 +20,8 @@ from .gpus import GPU
 from .work import least_bytes, num_flops
 
 __all__ = ["Plan", "plan"]
+
+Pair = tuple[int, int]
 
 FLEX_BLOCK = 128
 FLEX_PATCH = (8, 16)
@@ -46,11 +50,12 @@ def plan(case: Case, radii: Sequence[int], gpu: GPU) -> list[Plan]:
     rows = [_plan(case, gpu, "dense", tokens, tokens)]
     for radius in radii:
         needed = local_keys(case.layout, radius).needed
-        for name, visited in _discs(case, radius).items():
+        tiles = _tiles(case, radius, gpu)
+        for name, visited in _discs(case, radius, tiles).items():
             rows.append(_plan(case, gpu, f"{name}, radius {radius}", needed, visited))
         for levels in (1, 2):
             needed = foveated_keys(case.layout, radius, levels=levels).needed
-            visited = _foveated(case, Field(case.layout.grid, radius, 4, levels))
+            visited = _foveated(case, Field(case.layout.grid, radius, 4, levels), tiles)
             name = f"foveated, radius {radius}, {levels} level{'s' * (levels > 1)}"
             rows.append(_plan(case, gpu, name, needed, visited))
     return rows
@@ -71,10 +76,26 @@ def _plan(case: Case, gpu: GPU, method: str, needed: float, visited: float) -> P
     )
 
 
-def _discs(case: Case, radius: int) -> dict[str, float]:
+def _tiles(case: Case, radius: int, gpu: GPU) -> dict[str, Pair]:
+    """Tiles of queries and of keys that the Triton kernels take on a GPU."""
+    try:
+        from ...kernels.triton.local_tiles import tiles_for
+    except ImportError as error:
+        raise NotImplementedError(
+            f"the plan counts the tiles of the Triton kernels: {error}"
+        ) from None
+    q = torch.empty(1, 1, 1, case.head_dim, dtype=case.dtype, device="meta")
+    tiles = tiles_for("forward", gpu.architecture, q, radius, case.layout.grid)
+    return {
+        "query_tile": (tiles.height, tiles.width),
+        "key_tile": (tiles.key_height, tiles.key_width),
+    }
+
+
+def _discs(case: Case, radius: int, tiles: Mapping[str, Pair]) -> dict[str, float]:
     """Keys visited by each way to attend to a disc, text included."""
     keys = {
-        "local": box_keys(case.grid, (radius - 1, radius - 1)),
+        "local": box_keys(case.grid, (radius - 1, radius - 1), **tiles),
         "flex raster": raster_block_keys(case.grid, radius, FLEX_BLOCK),
     }
     if all(size % side == 0 for size, side in zip(case.grid, FLEX_PATCH, strict=True)):
@@ -82,7 +103,7 @@ def _discs(case: Case, radius: int) -> dict[str, float]:
     return {name: case.text + visited for name, visited in keys.items()}
 
 
-def _foveated(case: Case, field: Field) -> float:
+def _foveated(case: Case, field: Field, tiles: Mapping[str, Pair]) -> float:
     """The box of each level's keys, and all of the last level's."""
     keys = float(case.text)
     for level in range(field.used_levels + 1):
@@ -92,5 +113,5 @@ def _foveated(case: Case, field: Field) -> float:
         # grids have one frame: the rows' and columns' cells have one side
         unit, cell = max(field.cell(level)), max(field.cell(level + 1))
         halo = ((field.reach(level + 1) - 2) // cell + 1) * cell
-        keys += box_keys(case.grid, (halo, halo), cell=cell, unit=unit)
+        keys += box_keys(case.grid, (halo, halo), cell=cell, unit=unit, **tiles)
     return keys

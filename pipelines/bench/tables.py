@@ -37,7 +37,7 @@ def operator_table(rows: Sequence[Timed]) -> str:
         "visited": lambda r: _if(r.visited, "{:.0f}"),
         "mask, s": lambda r: _if(r.mask_seconds, "{:.2f}"),
         "preparation, s": lambda r: _if(r.preparation_seconds, "{:.1f}"),
-        "TFLOP/s": lambda r: _if(_tera(r), "{:.0f}"),
+        "TFLOP/s": lambda r: f"{r.flops_per_second / 1e12:.3g}",
         "of the roofline": lambda r: _if(r.roofline, "{:.0%}"),
         "peak, MB": lambda r: _if(None if r.peak_bytes is None else r.peak_bytes / 1e6, "{:.0f}"),
     }
@@ -129,8 +129,3 @@ def _ms(seconds: float) -> str:
 
 def _if(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
-
-
-def _tera(row: Timed) -> float | None:
-    """Only where there is device memory to speak of: the FLOP/s of a CPU are no one's question."""
-    return None if row.peak_bytes is None else row.flops_per_second / 1e12

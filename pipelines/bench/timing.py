@@ -52,11 +52,12 @@ def _event_stopwatch(device: str) -> Stopwatch:
     filler = torch.empty(1 << 28, dtype=torch.uint8, device=device)
 
     def seconds(call: Call) -> float:
+        stream = torch.cuda.current_stream(device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         filler.zero_()
-        begin.record()
+        begin.record(stream)
         call()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
 
