@@ -5,8 +5,10 @@ from .foveated import FoveatedAttnProcessor
 from .linear import LinearAttnProcessor
 from .linear_weights import LinearLayer, LinearWeights
 from .local import LocalAttnProcessor
+from .neighborhood import NeighborhoodAttnProcessor
 from .report import Report
 from .softmax import SoftmaxAttnProcessor
+from .window import WindowAttnProcessor
 
 __all__ = [
     "FoveatedAttnProcessor",
@@ -15,7 +17,9 @@ __all__ = [
     "LinearLayer",
     "LinearWeights",
     "LocalAttnProcessor",
+    "NeighborhoodAttnProcessor",
     "Report",
     "SoftmaxAttnProcessor",
+    "WindowAttnProcessor",
     "apply",
 ]

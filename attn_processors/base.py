@@ -38,6 +38,19 @@ class AttnProcessor:
         """Short name for reports: "local" for LocalAttnProcessor."""
         return type(self).__name__.removesuffix("AttnProcessor").lower()
 
+    @property
+    def follows_steps(self) -> bool:
+        """Whether `at` answers differently from step to step."""
+        return False
+
+    def at(self, progress: float) -> AttnProcessor:
+        """The processor of the forward at this fraction of the schedule, step i of n at i / n."""
+        return self
+
+    def why_dense(self, layout: TokenLayout) -> str | None:
+        """Why calls of this layout had better run the stock softmax, or None."""
+        return None
+
     def bind(self, name: str, attn: nn.Module) -> AttnProcessor:
         """The processor of one layer: itself, unless it holds something trained for each layer.
 

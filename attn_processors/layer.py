@@ -19,7 +19,8 @@ __all__ = ["Layer"]
 class Layer:
     """Decides, call by call, between operator and dense, and notes which.
 
-    `processor` is None for a layer left alone, then `untouched` says why.
+    `processor` is None for a layer left alone, then `untouched` says why. `present` is what it is
+    in this forward.
     """
 
     def __init__(
@@ -39,12 +40,19 @@ class Layer:
         self.tracker = tracker
         self.min_tokens = min_tokens
         self.strict = strict
+        self.present = processor
         self.forget()
         self.reset()
 
+    def begin(self) -> None:
+        """Before a forward, outside of any graph."""
+        self.forget()
+        if self.processor is not None and self.processor.follows_steps:
+            self.present = self.processor.at(self.tracker.progress())
+
     def bind(self, attn: nn.Module) -> None:
         """Take the part of the processor that belongs to this layer, the module `attn`."""
-        self.processor = self.processor.bind(self.name, attn)
+        self.processor = self.present = self.processor.bind(self.name, attn)
 
     def forget(self) -> None:
         """Drop the notes of a forward, before the next or after one that was cut short."""
@@ -67,9 +75,9 @@ class Layer:
         tokens = hidden_states.shape[1] if is_flat else math.prod(hidden_states.shape[2:])
         layout = self.tracker.layouts.get(tokens)
         is_plain = attention_mask is None and layout is not None
-        if not is_plain or self._why_left_dense(tokens) is not None:
+        if not is_plain or self._why_left_dense(tokens, layout) is not None:
             return attn
-        return self.processor.project(attn)
+        return self.present.project(attn)
 
     def attend(
         self,
@@ -82,7 +90,7 @@ class Layer:
     ) -> torch.Tensor | None:
         """The operator's output for q, k, v [B, H, N, D], or None for the stock softmax."""
         layout = self.tracker.layouts.get(q.shape[2])
-        chosen = self._why_left_dense(q.shape[2])
+        chosen = self._why_left_dense(q.shape[2], layout)
         refused = None
         if chosen is None:
             refused = _why_not(q, k, layout) if special is None else special
@@ -91,7 +99,7 @@ class Layer:
         self._note(layout, chosen, refused)
         if chosen is not None or refused is not None:
             return None
-        return self.processor.attend(q, k, v, layout=layout, scale=scale)
+        return self.present.attend(q, k, v, layout=layout, scale=scale)
 
     def _note(self, layout: TokenLayout | None, chosen: str | None, refused: str | None) -> None:
         # a compiled activation checkpoint allows no side effect
@@ -104,13 +112,13 @@ class Layer:
         else:
             self._ran = layout
 
-    def _why_left_dense(self, tokens: int) -> str | None:
-        """The option of `apply` that keeps this call dense."""
+    def _why_left_dense(self, tokens: int, layout: TokenLayout | None) -> str | None:
+        """The option of `apply` or of the processor that keeps this call dense."""
         if not self.tracker.active:
             return f"outside steps={self.tracker.steps}"
         if tokens < self.min_tokens:
             return f"fewer than min_tokens={self.min_tokens}"
-        return None
+        return None if layout is None else self.present.why_dense(layout)
 
     def settle(self) -> str | None:
         """Count what the last forward did; returns why it could not take the operator."""

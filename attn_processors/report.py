@@ -107,7 +107,7 @@ class Recorder:
     def begin(self, model: nn.Module, args: tuple) -> None:
         """Forward pre-hook: what a forward cut short left behind counts for nothing."""
         for layer in self.layers:
-            layer.forget()
+            layer.begin()
 
     @torch.compiler.disable
     def __call__(self, model: nn.Module, args: tuple, output: Any) -> None:
@@ -151,7 +151,7 @@ class Recorder:
             forwards=layer.forwards,
             dense_forwards=dense,
             tokens=None if layer.layout is None else layer.layout.num_tokens,
-            keys=None if layer.layout is None else layer.processor.count_keys(layer.layout),
+            keys=None if layer.layout is None else layer.present.count_keys(layer.layout),
             reason="; ".join(reasons),
         )
 

@@ -110,6 +110,8 @@ class _PlainCall:
             return None
         _refuse_special(self.processor, special)
         layout = _layout_by_count(self.processor, q.shape[2])
+        if self.processor.why_dense(layout) is not None:
+            return None
         return self.processor.attend(q, k, v, layout=layout, scale=scale)
 
 
@@ -134,9 +136,11 @@ class _FluxCall:
         *,
         scale: float | None,
         special: str | None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         _refuse_special(self.processor, special)
         layout = self._layout(q.shape[2])
+        if self.processor.why_dense(layout) is not None:
+            return None
         return self.processor.attend(q, k, v, layout=layout, scale=scale)
 
     def _layout(self, num_tokens: int) -> TokenLayout:

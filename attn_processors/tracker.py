@@ -43,6 +43,7 @@ class Tracker:
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._key: tuple = ()
         self._source: weakref.ref | None = None
+        self._timestep: Any = None
 
     # runs outside the graph of a compiled root module, so reading values here breaks no graph
     @torch.compiler.disable
@@ -50,8 +51,9 @@ class Tracker:
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
         self.schedule = self._read_schedule()
         self._read_layouts(model, arguments)
+        self._timestep = arguments.get(self.family.timestep)
         if self.steps is not None:
-            self.active = self._is_inside(self._progress(arguments))
+            self.active = self._is_inside(self.progress())
 
     def _read_layouts(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
         source = None if self.family.source is None else arguments[self.family.source]
@@ -70,9 +72,12 @@ class Tracker:
         pipe = None if self._pipe is None else self._pipe()
         return None if pipe is None else getattr(pipe.scheduler, "timesteps", None)
 
-    def _progress(self, arguments: Mapping[str, Any]) -> float:
-        """Place of this forward's timestep in the schedule, as a fraction: step i of n is i / n."""
-        timestep = torch.as_tensor(arguments[self.family.timestep]).detach().float()
+    def progress(self) -> float:
+        """Place of this forward's timestep in the schedule, as a fraction: step i of n is i / n.
+
+        Waits for the GPU where the timestep lies there.
+        """
+        timestep = torch.as_tensor(self._timestep).detach().float()
         timestep = float(timestep.max()) * self.family.timestep_scale
         if self.schedule is None:
             return 1 - timestep / _TRAINING_STEPS
@@ -86,7 +91,8 @@ class Tracker:
 
     def __getstate__(self) -> dict[str, Any]:
         # weak references do not pickle; without its pipeline a tracker goes by the timestep alone
-        return {**vars(self), "_pipe": None, "_source": None, "_key": (), "schedule": None}
+        left = {"_pipe": None, "_source": None, "_key": (), "_timestep": None, "schedule": None}
+        return {**vars(self), **left}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tracker:
         # a copied pipeline has its own schedule; memo knows the copy being made

@@ -10,6 +10,7 @@ from .neighborhood import neighborhood_attention, neighborhood_keys
 from .residual import depthwise_residual
 from .scale import proportional_scale
 from .softmax import softmax_attention
+from .window import window_attention, window_keys
 
 __all__ = [
     "Segment",
@@ -26,4 +27,6 @@ __all__ = [
     "neighborhood_keys",
     "proportional_scale",
     "softmax_attention",
+    "window_attention",
+    "window_keys",
 ]

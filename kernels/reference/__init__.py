@@ -5,6 +5,7 @@ from .foveated import reference_foveated
 from .linear import reference_hybrid, reference_linear
 from .local import reference_local
 from .neighborhood import reference_neighborhood
+from .window import reference_window
 
 __all__ = [
     "reference_foveated",
@@ -13,4 +14,5 @@ __all__ = [
     "reference_local",
     "reference_neighborhood",
     "reference_softmax",
+    "reference_window",
 ]
