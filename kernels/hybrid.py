@@ -69,13 +69,14 @@ def hybrid_attention(
     features = phi_q(grid[0].to(wide)), phi_k(grid[1].to(wide))
     far = _far_sums(*features, grid[2].to(wide), layout.grid, radius)
     near = layout.grid_of(out), lse[..., layout.grid_slice]
-    joined = _add_far(*near, *far, gate.to(wide))
+    joined = _add_far(*near, *far, gate)
     return joined if layout.num_context == 0 else layout.join(joined, layout.context_of(out))
 
 
 def _checked_gate(gate: float | torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """The gate as [H, 1, 1], not negative."""
-    gate = torch.as_tensor(gate, device=q.device)
+    """The gate as [H, 1, 1], not negative, float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    gate = torch.as_tensor(gate, device=q.device, dtype=wide)
     if gate.dim() > 1 or gate.numel() not in (1, q.shape[1]):
         raise ValueError(
             f"gate must be a number or one per head [{q.shape[1]}], got {tuple(gate.shape)}"
