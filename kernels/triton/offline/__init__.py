@@ -2,8 +2,9 @@
 
     python -P -m foveate.kernels.triton.offline
 
-`build` compiles, `sass` and `amdgcn` parse the two instruction sets, `loops` finds the inner loops,
-`reading` puts their figures together, `rules` judges them and `page` writes them down.
+`jobs` lists what there is and `build` compiles it; `sass` and `amdgcn` parse the two instruction
+sets, `loops` finds the inner loops, `reading` puts their figures together, `rules` judges them and
+`page` writes them down.
 """
 
 __all__: list[str] = []

@@ -12,58 +12,26 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from fnmatch import fnmatch
-from importlib import import_module
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from pkgutil import iter_modules
 
 from ..variants import Variant
-from .build import cached_build
+from .jobs import Job, jobs_matching, read
 from .page import read_rows, write
 from .reading import Reading
 from .rules import Row, faults, rises, row
 
 ROOT = Path(__file__).resolve().parents[3]
-KERNELS = __package__.rpartition(".")[0]
-Job = tuple[str, str, str]  # module, variant, architecture
-
-
-def _modules() -> list[str]:
-    """Names of the modules beside this package that declare variants."""
-    names = [info.name for info in iter_modules([str(Path(__file__).parents[1])]) if not info.ispkg]
-    return [name for name in names if hasattr(import_module(f"{KERNELS}.{name}"), "variants")]
-
-
-def _variants(module: str) -> dict[str, Variant]:
-    return {variant.name: variant for variant in import_module(f"{KERNELS}.{module}").variants()}
-
-
-def _jobs(pattern: str) -> Iterator[tuple[Job, Variant]]:
-    """Every variant on every architecture that runs it; raises ValueError on a name used twice."""
-    seen: dict[str, str] = {}
-    for module in _modules():
-        for variant in import_module(f"{KERNELS}.{module}").variants():
-            if variant.name in seen:
-                raise ValueError(f"{variant.name!r} is declared in {seen[variant.name]}, {module}")
-            seen[variant.name] = module
-            if fnmatch(variant.name, pattern):
-                for architecture in variant.architectures:
-                    yield (module, variant.name, architecture), variant
-
-
-def _read(job: Job, folder: Path) -> Reading:
-    """What a worker does; kernels do not travel between processes, so it looks them up again."""
-    module, name, architecture = job
-    return cached_build(_variants(module)[name], architecture, folder)
 
 
 def _error(future: Future[Reading]) -> str | None:
     error = future.exception()
     if error is None:
         return None
+    if isinstance(error, BrokenProcessPool):  # nothing that is still waiting will run
+        raise error
     last = str(error).strip().rpartition("\n")[2].strip()
     return f"does not compile, {type(error).__name__}: {last}"
 
@@ -71,6 +39,11 @@ def _error(future: Future[Reading]) -> str | None:
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _figures(row: Row) -> str:
+    loops = "".join(f", {number:.1f}" for number in row.per_element)
+    return f"{row.registers} registers, {row.shared // 1024} KiB{loops}"
 
 
 def judge(
@@ -93,8 +66,9 @@ def judge(
             more = rises(old[job[1:]], rows[job]) if job[1:] in old else []
         broken += [f"{label}: {text}" for text in found]
         grown += [f"{label}: {text}" for text in more]
+        figures = "" if error else f"{_figures(rows[job])}: "
         marks = "; ".join([*found, *more]) or "ok"
-        _say(f"[{number}/{len(futures)}] {label}: {marks}")
+        _say(f"[{number}/{len(futures)}] {label}: {figures}{marks}")
     return [rows[job] for job in jobs if job in rows], broken, grown
 
 
@@ -102,12 +76,12 @@ def check(options: argparse.Namespace) -> int:
     """Compiles under this interpreter; the number of things that fail."""
     import triton
 
-    jobs = dict(_jobs(options.only))
+    jobs = dict(jobs_matching(options.only))
     folder = ROOT / "build" / "kernels"
     known = read_rows(ROOT / "docs" / "kernels.json").get(triton.__version__, [])
     old = {(row.name, row.architecture): row for row in known}
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
-        futures = {pool.submit(_read, job, folder / "readings"): job for job in jobs}
+        futures = {pool.submit(read, job, folder / "readings"): job for job in jobs}
         rows, broken, grown = judge(jobs, futures, old)
     failing = broken + ([] if options.accept else grown)
     for line in failing:
