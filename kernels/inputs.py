@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 
 from .layout import TokenLayout
 
-__all__ = ["check_axes", "check_impl", "check_positive", "check_tensors"]
+__all__ = ["HAS_TRITON", "check_axes", "check_impl", "check_positive", "check_tensors"]
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def check_tensors(
@@ -59,12 +62,21 @@ def check_axes(name: str, values: Sequence[int], least: int = 1) -> None:
         check_positive(name, value, least)
 
 
-def check_impl(impl: str | None) -> str:
-    """The implementation to run; None means "torch". A named one is never replaced by another."""
-    if impl is None or impl == "torch":
-        return "torch"
-    if impl == "triton":
-        raise NotImplementedError("impl='triton': this operator has no Triton kernel yet")
-    if impl != "reference":
+def check_impl(
+    impl: str | None,
+    q: torch.Tensor | None = None,
+    why_not_triton: Callable[[], str] = lambda: "this operator has no Triton kernel yet",
+) -> str:
+    """The implementation to run: "reference", "torch" or "triton". A named one is never replaced.
+
+    None means "triton" where q lies on a CUDA or ROCm device and `why_not_triton` has no reason
+    against it, else "torch".
+    """
+    if impl is None:
+        on_gpu = q is not None and q.device.type == "cuda"
+        return "triton" if on_gpu and not why_not_triton() else "torch"
+    if impl not in ("reference", "torch", "triton"):
         raise ValueError(f"impl must be None, 'reference', 'torch' or 'triton', got {impl!r}")
+    if impl == "triton" and (reason := why_not_triton()):
+        raise NotImplementedError(f"impl='triton': {reason}")
     return impl

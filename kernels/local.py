@@ -12,7 +12,7 @@ import torch
 
 from .branches import Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount, mean_within
-from .inputs import check_impl, check_positive, check_tensors
+from .inputs import HAS_TRITON, check_impl, check_positive, check_tensors
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_local
@@ -39,11 +39,26 @@ def local_attention(
     """
     check_tensors(q, k, v, layout)
     check_positive("radius", radius)
-    if check_impl(impl) == "reference":
+    impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, scale))
+    if impl == "torch":
+        inner = (layout.grid_of(x) for x in (q, k, v))
+        grid = disc(*inner, layout.grid, radius, scale)
+        return answer(q, k, v, layout, [grid], scale, return_lse)
+    if impl == "triton":
+        from .triton.local import local_attention as triton_local
+
+        out, lse = triton_local(q, k, v, layout, radius, scale)
+    else:
         out, lse = reference_local(q, k, v, layout, radius, scale)
-        return (out, lse) if return_lse else out
-    grid = (layout.grid_of(x) for x in (q, k, v))
-    return answer(q, k, v, layout, [disc(*grid, layout.grid, radius, scale)], scale, return_lse)
+    return (out, lse) if return_lse else out
+
+
+def _why_not_triton(q, k, v, scale) -> str:
+    if not HAS_TRITON:
+        return "triton is not installed"
+    from .triton.device import why_not_tensors
+
+    return why_not_tensors(q, k, v, scale=scale)
 
 
 def disc(

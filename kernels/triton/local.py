@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-import triton
 
 from ..layout import Segment, TokenLayout
 from . import local_launch
+from .device import interprets
 
-__all__ = ["local_attention", "why_not"]
+__all__ = ["local_attention"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Triple = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -28,37 +28,9 @@ def local_attention(
     radius: int,
     scale: float | None,
 ) -> Pair:
-    """out [B, H, N, D] and lse [B, H, N] of `kernels.local_attention`, where `why_not` is empty."""
+    """out [B, H, N, D] and lse [B, H, N] of the operator of this name."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _forward(q, k, v, layout.grid_slice.start, list(layout.grid), radius, scale)
-
-
-def why_not(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None) -> str:
-    """Why the kernels cannot take this call; empty when they can."""
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"{q.dtype}, the kernels take float16, bfloat16 and float32"
-    if q.shape[-1] > 160:
-        return f"head dim {q.shape[-1]}, the kernels take up to 160"
-    if any(x.stride(-1) != 1 for x in (q, k, v)):
-        return "the head dim of q, k or v is not contiguous"
-    if scale is not None and scale <= 0:
-        return f"scale {scale}, the kernels take positive ones"
-    return _device_lacks(q.device.type, q.device.index)
-
-
-@torch.compiler.assume_constant_result
-def _device_lacks(kind: str, index: int | None) -> str:
-    if kind == "cpu":
-        return "" if _interprets() else "the tensors are on the CPU"
-    if kind != "cuda":
-        return f"no kernels for device {kind}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(index) < (8, 0):
-        return "compute capability below 8.0, which has no bfloat16 tensor cores"
-    return ""
-
-
-def _interprets() -> bool:
-    return triton.knobs.runtime.interpret
 
 
 @torch.library.custom_op("foveate::local_forward", mutates_args=(), device_types="cuda")
@@ -76,7 +48,7 @@ def _forward(
 
 @_forward.register_kernel("cpu")
 def _(q, k, v, start, grid, radius, scale):
-    if _interprets():
+    if interprets():
         return local_launch.forward(q, k, v, start, grid, radius, scale)
     out, lse = _torch_path(q, k, v, start, grid, radius, scale)
     return local_launch.empty_like(q).copy_(out), lse.contiguous()
@@ -107,7 +79,7 @@ def _backward(
 
 @_backward.register_kernel("cpu")
 def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
-    if _interprets():
+    if interprets():
         return local_launch.backward(
             grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale
         )
