@@ -91,7 +91,8 @@ def _measure(
     page: Path | None,
 ) -> None:
     """Run the parts, print and write each as it is done; exit status 1 where numbers are wrong."""
-    quieten()
+    if models is not None:
+        quieten()
     from ..pipelines.bench.parts import part_name
     from ..pipelines.bench.report import check_page, write_part
 

@@ -46,7 +46,7 @@ def test_tables_leave_out_what_is_empty():
 
 def test_bench_end_to_end(run, tmp_path):
     page = tmp_path / "page.md"
-    begin, end = (f"<!-- operators-cpu-1-thread: {edge} -->" for edge in ("begin", "end"))
+    begin, end = (f"<!-- operators-float32-cpu-1-thread: {edge} -->" for edge in ("begin", "end"))
     page.write_text(f"top\n{begin}\nold\n{end}\nend\n")
     shape = ["--grid", "8,12x16", "--radius", "2", "--heads", 1, "--head-dim", 16, "--no-flex"]
     out = tmp_path / "figures"
@@ -54,7 +54,7 @@ def test_bench_end_to_end(run, tmp_path):
         *shape, "--rounds", 2, "--threads", 1, "--device", "cpu", "--out", out, "--page", page
     )
     assert code == 0
-    figures = json.loads((out / "operators-cpu-1-thread.json").read_text())
+    figures = json.loads((out / "operators-float32-cpu-1-thread.json").read_text())
     assert figures["about"]["threads"] == 1
     assert figures["about"]["dtype"] == "float32"
     assert figures["about"]["measured"] is True
@@ -70,14 +70,14 @@ def test_bench_end_to_end(run, tmp_path):
     grown = [row["method"] for row in figures["growth"] if row["impl"] in ("sdpa", "torch")]
     assert sorted(grown) == sorted(row["method"] for row in own[:4])
     assert figures["growth"][0]["from_tokens"] == 64
-    with Image.open(out / "operators-cpu-1-thread.png") as plot:
+    with Image.open(out / "operators-float32-cpu-1-thread.png") as plot:
         assert plot.width > 400
     text = page.read_text()
     assert text.startswith("top\n<!--")
     assert text.endswith("-->\nend\n")
     assert "old" not in text
     assert "| 12x16 | local, radius 2 " in text
-    assert "![time and speed over tokens](figures/operators-cpu-1-thread.png)" in text
+    assert "![time and speed over tokens](figures/operators-float32-cpu-1-thread.png)" in text
     assert "| 12x16 | local, radius 2 " in printed
 
 
@@ -98,7 +98,7 @@ def test_numerics_from_the_command_line(run, tmp_path):
     code, printed, _ = run("--numerics", *shape, "--device", "cpu", "--out", tmp_path)
     assert code == 0
     assert "within twice the error" in printed
-    (path,) = tmp_path.glob("numerics-cpu-*.json")
+    (path,) = tmp_path.glob("numerics-float32-cpu-*.json")
     figures = json.loads(path.read_text())
     assert figures["failures"] == []
     assert {row["scale"] for row in figures["rows"]} == {1.0, 4.0, 16.0}
@@ -161,7 +161,7 @@ def test_steps_of_models(run, monkeypatch):
         (["--pipelines", "sd"], "--pipelines must be such as sd:512,flux:1024; got 'sd'"),
         (["--page", "page.md"], "--page needs --out"),
         (["--page", "page.md", "--out", "x"], "--page names a file that does not exist"),
-        (["--page", "empty.md", "--out", "x"], "lacks the markers <!-- operators-cpu-"),
+        (["--page", "empty.md", "--out", "x"], "lacks the markers <!-- operators-float32-cpu-"),
         (["--out", "empty.md"], "--out must be a folder, got the file empty.md"),
     ],
 )

@@ -11,7 +11,16 @@ import torch
 
 __all__ = ["machine", "slug"]
 
-PACKAGES = ("foveate", "torch", "triton", "natten", "comfy-kitchen", "sageattention", "flash-attn")
+PACKAGES = (
+    "foveate",
+    "torch",
+    "triton",
+    "diffusers",
+    "natten",
+    "comfy-kitchen",
+    "sageattention",
+    "flash-attn",
+)
 
 
 def machine(device: str, threads: int) -> dict[str, object]:

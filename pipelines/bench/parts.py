@@ -12,7 +12,6 @@ from .candidate import Refused
 from .gpus import GPU
 from .growth import exponent
 from .machine import machine, slug
-from .models import time_models
 from .numerics import deviations, failures
 from .operators import Timed, candidates, time_operators
 from .plan import plan
@@ -42,8 +41,11 @@ class Part:
 
 
 def part_name(part: str, settings: Settings, gpu: GPU | None = None) -> str:
-    """Of the files and markers of a part: what it measures, and where."""
-    return f"{part}-{slug(settings.device, settings.threads) if gpu is None else gpu.name.lower()}"
+    """Of the files and markers of a part: what it measures, in which type, and where."""
+    if gpu is not None:
+        return f"{part}-{gpu.name.lower()}"
+    where = slug(settings.device, settings.threads)
+    return f"{part}-{where}" if part == "pipelines" else f"{part}-{_dtype(settings)}-{where}"
 
 
 def operators_part(settings: Settings) -> Part:
@@ -94,6 +96,8 @@ def numerics_part(settings: Settings) -> Part:
 
 def pipelines_part(settings: Settings, models: Sequence[tuple[str, int]]) -> Part:
     """One step of embedded models, given as (name, pixels)."""
+    from .models import time_models  # loads diffusers, which the other parts do not need
+
     rows = []
     with settings.applied_threads():
         for name, pixels in models:
@@ -119,16 +123,13 @@ def plan_part(settings: Settings, gpu: GPU) -> Part:
 
 def _part(part, settings, fields, tables, *, timed=(), wrong=()) -> Part:
     on = machine(settings.device, settings.threads)
-    about = on | _shape(settings) | {"measured": True}
-    if part == "pipelines":
-        about = on | {"measured": True}
-    title = ", ".join(f"{key} {value}" for key, value in on.items()) + "."
-    if part != "pipelines":
-        title = f"{title[:-1]}; {_shape_text(settings)}."
+    shape = {} if part == "pipelines" else _shape(settings)
+    title = ", ".join(f"{key} {value}" for key, value in on.items())
+    title += f"; {_shape_text(settings)}." if shape else "."
     return Part(
         name=part_name(part, settings),
         title=title,
-        fields={"about": about, **fields},
+        fields={"about": on | shape | {"measured": True}, **fields},
         text="\n\n".join([title, *filter(None, tables)]),
         timed=timed,
         failures=wrong,
@@ -156,7 +157,7 @@ def _shape(settings: Settings) -> dict[str, object]:
         "batch": settings.batch,
         "heads": settings.heads,
         "head_dim": settings.head_dim,
-        "dtype": str(settings.dtype).removeprefix("torch."),
+        "dtype": _dtype(settings),
         "text": settings.text,
     }
 
@@ -165,3 +166,7 @@ def _shape_text(settings: Settings) -> str:
     shape = _shape(settings)
     text = "{dtype}, batch {batch}, {heads} heads of {head_dim}, {text} text tokens"
     return text.format(**shape)
+
+
+def _dtype(settings: Settings) -> str:
+    return str(settings.dtype).removeprefix("torch.")

@@ -74,7 +74,7 @@ def _squares(*sides: int) -> tuple[Grid, ...]:
 
 
 _CPU = Settings(
-    grids=_squares(32, 64, 128, 256),
+    grids=_squares(32, 64, 128),
     radii=(8, 16),
     heads=2,
     head_dim=64,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from .candidate import Refused
-from .models import ModelStep
 from .numerics import Deviation
 from .operators import Timed
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from .models import ModelStep
 
 __all__ = [
     "growth_table",
