@@ -105,7 +105,9 @@ def test_numerics_from_the_command_line(run, tmp_path):
 
 
 def test_wrong_numbers_are_exit_status_1(run, monkeypatch):
-    monkeypatch.setattr("foveate.pipelines.bench.parts.failures", lambda rows: ["local is off"])
+    monkeypatch.setattr(
+        "foveate.pipelines.bench.parts.failures", lambda rows, refused: ["local is off"]
+    )
     shape = ["--grid", "8", "--radius", "2", "--head-dim", 16, "--no-flex", "--device", "cpu"]
     code, printed, _ = run("--numerics", *shape)
     assert code == 1

@@ -56,8 +56,8 @@ def test_own_operators_are_as_exact_as_dense(dtype, text):
     entries = [dense(case), *own_candidates(case, [4])]
     rows, refused = deviations(case, entries, show=False)
     assert refused == []
+    assert failures(rows, refused) == []
     assert [row.scale for row in rows] == [1.0, 4.0, 16.0] * len(entries)
-    assert failures(rows) == []
     worst = 1e-2 if dtype == torch.bfloat16 else 5e-6
     for row in rows:
         assert 0 < row.relative_rms < worst
@@ -74,10 +74,18 @@ def test_deviations_tell_a_wrong_operator():
     zeros = _stand_in("local, radius 2", "torch", lambda q, k, v: torch.zeros_like(q))
     nan = _stand_in("foveated", "torch", lambda q, k, v: torch.full_like(q, torch.nan))
     foreign = _stand_in("dense", "sageattention", lambda q, k, v: torch.zeros_like(q))
-    rows, _ = deviations(case, [dense(case), zeros, nan, foreign], scales=[1.0], show=False)
+    broken = _stand_in("local, radius 3", "triton", lambda q, k, v: q.no_such_method())
+    missing = _stand_in("local, radius 4", "triton", _not_implemented)
+    entries = [dense(case), zeros, nan, foreign, broken, missing]
+    rows, refused = deviations(case, entries, scales=[1.0], show=False)
     assert rows[1].relative_rms == pytest.approx(1.0)
-    found = failures(rows)
-    assert [line.partition(" at ")[0] for line in found] == [zeros.name, nan.name]
+    found = failures(rows, refused)
+    assert [line.partition(" at ")[0] for line in found] == [broken.name, zeros.name, nan.name]
+    assert "AttributeError" in found[0]
+
+
+def _not_implemented(q, k, v):
+    raise NotImplementedError("no kernel")
 
 
 def _stand_in(method, impl, attend):
@@ -118,7 +126,7 @@ def test_peers_are_called_in_their_own_order(monkeypatch):
     assert max(row.relative_rms for row in rows) < 2e-6
     text = Case(grid=(7, 10), text=3, head_dim=16)
     _, refused = deviations(text, [dense(text), *peer_candidates(text, [2])], show=False)
-    assert {one.reason for one in refused} == {"takes no text tokens"}
+    assert {one.reason for one in refused} == {"ValueError: takes no text tokens"}
 
 
 def _flash(q, k, v):

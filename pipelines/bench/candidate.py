@@ -15,8 +15,8 @@ __all__ = ["REFUSALS", "Candidate", "Prepared", "Refused", "exact_dense", "reaso
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Rearrange = Callable[[torch.Tensor], torch.Tensor]
 
-# how libraries say that they do not take a call: a missing package or compiler, a shape, a device
-REFUSALS = (ImportError, RuntimeError, ValueError, TypeError, AssertionError, OSError)
+# other people's libraries and compilers refuse in ways of their own: each is told, none ends a run
+REFUSALS = (Exception,)
 
 
 class Prepared(NamedTuple):
@@ -70,6 +70,7 @@ def exact_dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tens
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says in its first line, or its kind where it says nothing."""
+    """The kind of an error and the first line of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {lines[0][:160]}" if lines else kind

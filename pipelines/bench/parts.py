@@ -81,7 +81,7 @@ def numerics_part(settings: Settings) -> Part:
             rows += measured
             refused += not_run
             torch.compiler.reset()
-    wrong = failures(rows)
+    wrong = failures(rows, refused)
     verdict = "\n".join(f"- WRONG: {line}" for line in wrong) or (
         "Every operator of foveate is within twice the error of PyTorch's dense attention."
     )
