@@ -25,17 +25,19 @@ from .tokenizers import token_ids
 
 __all__ = ["build_scheduler", "build_unet", "main"]
 
-CONFIG = TrainingConfig(steps=9_000, learning_rate=1e-3, ema=0.9985, warmup=200)
+CONFIG = TrainingConfig(steps=14_000, learning_rate=1e-3, ema=0.9985, warmup=200)
 BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
 EARLY_MIX = {32: (32, 0.45), 64: (24, 0.49), 96: (10, 0.03), 128: (6, 0.03)}
-CURRICULUM = Curriculum(stages=((0.4, {32: (32, 1.0)}), (0.8, EARLY_MIX), (1.0, BASE_MIX)))
+CURRICULUM = Curriculum(stages=((0.25, {32: (32, 1.0)}), (0.5, EARLY_MIX), (1.0, BASE_MIX)))
 # for `--more`
 MORE_CONFIG = replace(CONFIG, learning_rate=7e-4, ema=0.998)
 MORE = Curriculum(stages=((0.6, EARLY_MIX), (1.0, BASE_MIX)))
 UNCONDITIONAL = 0.1
 PROBES = 0.1  # weight of the probes
-MAX_SNR = 4.0  # cleaner steps weigh less
-EARLY = 0.5  # timesteps are 1000 * u^EARLY: early steps decide what stands where
+# log-SNR of the steps trained on: a normal distribution, where shapes are decided, and a share of
+# uniform timesteps for the first steps of a sampler, where the layout is
+LOG_SNR = (-1.5, 2.4)
+UNIFORM = 0.2
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -76,10 +78,7 @@ class Denoiser(nn.Module):
 
 
 class VLoss:
-    """v-prediction loss; the weight of nearly clean steps falls as in min-SNR (arXiv:2303.09556).
-
-    Noisy steps keep weight 1: min-SNR's own factor is 0 at zero SNR, where relations are decided.
-    """
+    """v-prediction loss; log-SNR is normally distributed (logit-normal in arXiv:2403.03206)."""
 
     def __init__(
         self,
@@ -91,6 +90,7 @@ class VLoss:
         self.tokenizer, self.sets = tokenizer, sets
         self.curriculum, self.steps = curriculum, steps
         self.alphas = build_scheduler().alphas_cumprod
+        self.minus_log_snr = ((1 - self.alphas) / self.alphas).log()  # ascending, ends with inf
 
     def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
         side, size = self.curriculum.at(step / self.steps, generator)
@@ -98,7 +98,7 @@ class VLoss:
         text, probes = self._read(model, captions)
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
         text = torch.where(dropped[:, None, None], self._empty(model), text)
-        t = (len(self.alphas) * torch.rand(size, generator=generator) ** EARLY).long()
+        t = self._timesteps(size, generator)
         noise = torch.randn(x.shape, generator=generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
@@ -106,9 +106,14 @@ class VLoss:
         )
         with compiled_if_common(side):
             v = model.unet(noisy, t, text).sample
-        error = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean((1, 2, 3))
-        snr = self.alphas[t] / (1 - self.alphas[t])
-        return (error * ((MAX_SNR + 1) / (snr + 1)).clamp(max=1)).mean() + PROBES * probes
+        return (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean() + PROBES * probes
+
+    def _timesteps(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        mean, std = LOG_SNR
+        log_snr = mean + std * torch.randn(size, generator=generator)
+        uniform = torch.randint(len(self.alphas), (size,), generator=generator)
+        is_uniform = torch.rand(size, generator=generator) < UNIFORM
+        return torch.where(is_uniform, uniform, torch.searchsorted(self.minus_log_snr, -log_snr))
 
     def _read(self, model: Denoiser, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of the captions, and the loss of their probes."""
