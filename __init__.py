@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .attn_processors import (
+        AgentAttnProcessor,
         FoveatedAttnProcessor,
         LinearAttnProcessor,
         LocalAttnProcessor,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .pipelines.shapes import load_shapes
 
 __all__ = [
+    "AgentAttnProcessor",
     "FoveatedAttnProcessor",
     "LinearAttnProcessor",
     "LocalAttnProcessor",
@@ -38,6 +40,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AgentAttnProcessor": ".attn_processors",
     "FoveatedAttnProcessor": ".attn_processors",
     "LinearAttnProcessor": ".attn_processors",
     "LocalAttnProcessor": ".attn_processors",

@@ -1,5 +1,7 @@
 """Processors that carry operators into stock diffusers pipelines, and `apply` to put them on."""
 
+from .agent import AgentAttnProcessor
+from .agent_weights import AgentLayer, AgentWeights
 from .apply import Handle, apply
 from .foveated import FoveatedAttnProcessor
 from .linear import LinearAttnProcessor
@@ -11,6 +13,9 @@ from .softmax import SoftmaxAttnProcessor
 from .window import WindowAttnProcessor
 
 __all__ = [
+    "AgentAttnProcessor",
+    "AgentLayer",
+    "AgentWeights",
     "FoveatedAttnProcessor",
     "Handle",
     "LinearAttnProcessor",

@@ -8,13 +8,13 @@ have the names of its published files, and `LinearWeights` numbers its layers as
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ..kernels import TokenLayout, depthwise_residual
 from ..kernels.feature_maps import hedgehog_map
+from .layer_weights import LayerWeights
 
 __all__ = ["DynamicResidual", "HedgehogMap", "LinearLayer", "LinearWeights", "StaticResidual"]
 
@@ -128,19 +128,8 @@ class LinearLayer(nn.Module):
         return any(part is not None for part in parts)
 
 
-class LinearWeights(nn.ModuleList):
-    """Trained layers under the names of the model's attention modules."""
-
-    def __init__(self, layers: Mapping[str, LinearLayer]) -> None:
-        super().__init__(layers.values())
-        self.names = tuple(layers)
-
-    def of(self, name: str) -> LinearLayer | None:
-        """The layer of the attention module `name`."""
-        return self[self.names.index(name)] if name in self.names else None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} layers)"
+class LinearWeights(LayerWeights):
+    """A `LinearLayer` for each of the layers named."""
 
 
 def _inner(width: int, mid_dim: int | None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Attention operators on [B, H, N, D] tensors and a TokenLayout; they need torch alone."""
 
+from .agent import agent_attention, agent_grid, agent_keys
 from .foveated import foveated_attention, foveated_keys
 from .hybrid import hybrid_attention
 from .layout import Segment, TokenLayout
@@ -15,6 +16,9 @@ from .window import window_attention, window_keys
 __all__ = [
     "Segment",
     "TokenLayout",
+    "agent_attention",
+    "agent_grid",
+    "agent_keys",
     "depthwise_residual",
     "foveated_attention",
     "foveated_keys",

@@ -29,6 +29,8 @@ def partial_attention(
     row only with `empty_rows`; that row gives out = 0 and lse = -inf.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    # the fused kernels take any strides but the last, and on the CPU do not check it
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return _Partial.apply(q, k, v, bias, scale, empty_rows)
 
 

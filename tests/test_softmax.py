@@ -21,6 +21,13 @@ def test_it_is_sdpa_bit_for_bit(masked, dtype):
     assert torch.equal(out, expected)
 
 
+def test_any_strides_with_lse():
+    q, k, v = (x.mT.contiguous().mT for x in make_qkv(LAYOUT))
+    assert q.stride(-1) != 1
+    out, _ = softmax_attention(q, k, v, return_lse=True)
+    torch.testing.assert_close(out, dense(q, k, v), **FLOAT64)
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_lse_is_the_log_of_the_normaliser(impl):
     q, k, v = make_qkv(LAYOUT)

@@ -1,0 +1,49 @@
+"""Trained parts of agent attention, layer by layer: position biases and a depth-wise kernel.
+
+Agent Attention, arXiv:2312.08874. All start at zero, where they do nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .layer_weights import LayerWeights
+
+__all__ = ["AgentLayer", "AgentWeights"]
+
+
+class AgentLayer(nn.Module):
+    """What is trained in one attention layer; a part left out does nothing.
+
+    key_bias, query_bias: [heads, s, s, s, s], added to the logits of the first and second pass, by
+        row and column of the agent, then of the token; resized to any grid.
+    conv: [heads, head_dim, c, c], the kernel that is added to the values.
+    """
+
+    def __init__(
+        self,
+        *,
+        key_bias: nn.Parameter | None = None,
+        query_bias: nn.Parameter | None = None,
+        conv: nn.Parameter | None = None,
+    ) -> None:
+        super().__init__()
+        self.key_bias, self.query_bias, self.conv = key_bias, query_bias, conv
+
+    @classmethod
+    def zeros(cls, heads: int, head_dim: int, side: int = 7, conv_side: int = 3) -> AgentLayer:
+        """All parts, at zero."""
+        return cls(
+            key_bias=nn.Parameter(torch.zeros(heads, side, side, side, side)),
+            query_bias=nn.Parameter(torch.zeros(heads, side, side, side, side)),
+            conv=nn.Parameter(torch.zeros(heads, head_dim, conv_side, conv_side)),
+        )
+
+    def parts(self) -> dict[str, torch.Tensor | None]:
+        """The arguments of `agent_attention`."""
+        return {"key_bias": self.key_bias, "query_bias": self.query_bias, "conv": self.conv}
+
+
+class AgentWeights(LayerWeights):
+    """An `AgentLayer` for each of the layers named."""
