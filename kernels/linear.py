@@ -14,12 +14,13 @@ N softmax_j(scale mean_i phi(q_i) . phi(k_j)) times. All sums are in float32 or 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
 
 from .feature_maps import FeatureMap, FeatureMaps, identity_map, map_pair
-from .inputs import check_impl, check_tensors
+from .inputs import HAS_TRITON, check_impl, check_tensors
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_linear
@@ -48,26 +49,49 @@ def linear_attention(
 
     Context queries are dense softmax over every key. `feature_map` is "elu", "relu", "softmax",
     "focused", "hedgehog", with `affine` also "identity", or a callable [B, H, n, D] ->
-    [B, H, n, D'] that treats tokens one by one, or a pair of them for queries and keys. `eps` adds to the denominator,
-    which is a mean over keys; `affine` has none. `scale` is that of `affine`, `rank_augment` and
-    the context queries; the plain form has no use for it.
+    [B, H, n, D'] that treats tokens one by one, or a pair of them for queries and keys. `eps` adds
+    to the denominator, a mean over keys; `affine` has none. `scale` is that of `affine`,
+    `rank_augment` and the context queries; the plain form has no use for it.
     """
     check_tensors(q, k, v, layout)
     phi_q, phi_k = check_linear(feature_map, eps, affine)
-    if check_impl(impl) == "reference":
+    why_not = functools.partial(_why_not_triton, feature_map, affine or rank_augment, q, k, v)
+    impl = check_impl(impl, q, why_not)
+    if impl == "reference":
         return reference_linear(q, k, v, layout, phi_q, phi_k, eps, affine, rank_augment, scale)
     grid_q = layout.grid_of(q)
-    logit_scale = q.shape[-1] ** -0.5 if scale is None else scale
-    weight = _rank_weight(phi_q, phi_k, grid_q, k, logit_scale) if rank_augment else None
-    state = linear_state(phi_k, k, v, weight)
-    if affine:
-        out = _read_affine(phi_q, grid_q, *state, _mean(v), logit_scale)
+    if impl == "triton":
+        from .triton.linear import linear_attention as triton_linear
+
+        out = triton_linear(grid_q, k, v, feature_map, eps)
     else:
-        out = read_state(phi_q, grid_q, *state, eps)
+        out = _attend(phi_q, phi_k, grid_q, k, v, eps, affine, rank_augment, scale)
     if layout.num_context == 0:
         return out
     rest, _ = partial_attention(layout.context_of(q), k, v, None, scale)
     return layout.join(out, rest)
+
+
+def _attend(phi_q, phi_k, q, k, v, eps, affine, rank_augment, scale):
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    weight = _rank_weight(phi_q, phi_k, q, k, scale) if rank_augment else None
+    state = linear_state(phi_k, k, v, weight)
+    if affine:
+        return _read_affine(phi_q, q, *state, _mean(v), scale)
+    return read_state(phi_q, q, *state, eps)
+
+
+def _why_not_triton(feature_map, is_other_form, q, k, v) -> str:
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if is_other_form:
+        return "the affine and the rank-augmented form have no kernel"
+    from .triton.linear import why_not
+    from .triton.linear_maps import FEATURE_MAPS
+
+    if feature_map not in FEATURE_MAPS:
+        return f"the kernels' feature maps are {', '.join(FEATURE_MAPS)}"
+    return why_not(q, k, v)
 
 
 def check_linear(

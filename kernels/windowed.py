@@ -40,7 +40,7 @@ class _Windowed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         out, total = q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
         for x in _pieces(q, k):
-            weights = q[x] @ k[x].mT * mask
+            weights = (q[x] @ k[x].mT).mul_(mask)
             out[x], total[x] = weights @ v[x], weights.sum(-1)
         return out, total
 
@@ -61,12 +61,14 @@ class _Windowed(torch.autograd.Function):
         return *grads, None
 
 
-def _pieces(q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Index pairs into X and Y that keep the weights of a piece below the limit, where one can."""
+def _pieces(q: torch.Tensor, k: torch.Tensor) -> Iterator[tuple[int, slice]]:
+    """Places in X and runs of Y that keep the weights of a piece below the limit.
+
+    Windows that overlap in memory are one batch of matrices only along Y: over X too, they would be
+    copied out.
+    """
     outer, tiles, rows, _ = q.shape
-    tile = rows * k.shape[2]
-    step_y = max(1, min(tiles, _MAX_WEIGHTS // tile))
-    step_x = max(1, _MAX_WEIGHTS // (tile * step_y))
-    for x in range(0, outer, step_x):
-        for y in range(0, tiles, step_y):
-            yield slice(x, x + step_x), slice(y, y + step_y)
+    step = max(1, _MAX_WEIGHTS // (rows * k.shape[2]))
+    for x in range(outer):
+        for y in range(0, tiles, step):
+            yield x, slice(y, y + step)

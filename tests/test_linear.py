@@ -266,6 +266,20 @@ def test_bad_options(options, message):
         linear_attention(*make_qkv(layout), layout=layout, **options)
 
 
+def test_a_named_impl_runs_or_raises():
+    layout = TokenLayout(text=2, grid=(1, 4, 4))
+    qkv = make_qkv(layout, dtype=torch.float32)
+    forms = [
+        ({"affine": True}, "affine and"),
+        ({"feature_map": elu_map}, "feature maps are identity, relu"),
+    ]
+    for options, message in forms:
+        with pytest.raises(NotImplementedError, match=f"impl='triton': .*{message}"):
+            linear_attention(*qkv, layout=layout, impl="triton", **options)
+    out = linear_attention(*qkv, layout=layout, impl="triton")
+    torch.testing.assert_close(out, linear_attention(*qkv, layout=layout), **FLOAT32)
+
+
 # the residual
 
 
