@@ -8,6 +8,7 @@ import torch
 
 from ..partial import partial_backward, partial_forward
 from . import flash_backward, flash_forward
+from .device import why_not_tensors
 
 __all__ = ["flash_attention", "why_not"]
 
@@ -25,10 +26,10 @@ def flash_attention(
     """out [B, H, M, D] and lse [B, H, M] of q [B, H, M, D] over k, v [B, H, L, D].
 
     `bias` [L] adds to the natural logits of every query; -inf hides a key, and where all are hidden
-    out = 0 and lse = -inf. Raises NotImplementedError with the text of `why_not`.
+    out = 0 and lse = -inf. Raises NotImplementedError with the text of `why_not` on a GPU.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if reason := why_not(q, k, v, bias, scale):
+    if q.device.type != "cpu" and (reason := why_not(q, k, v, bias, scale)):
         raise NotImplementedError(f"flash attention: {reason}")
     if bias is not None:
         bias = bias.to(torch.promote_types(q.dtype, torch.float32))
@@ -40,26 +41,16 @@ def why_not(
     k: torch.Tensor,
     v: torch.Tensor,
     bias: torch.Tensor | None = None,
-    scale: float = 1.0,
+    scale: float | None = None,
 ) -> str:
-    """Why the operator cannot take this call; empty when it can."""
-    if q.device.type not in ("cpu", "cuda"):
-        return f"device {q.device.type}, needs a CUDA, ROCm or CPU device"
-    if q.device.type == "cuda" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"{q.dtype}, needs float16, bfloat16 or float32"
-    if q.shape[-1] > 256:
-        return f"head dim {q.shape[-1]}, at most 256"
+    """Why the kernels cannot take this call; empty when they can."""
     if q.shape[0] * q.shape[1] > 65535:
         return f"{q.shape[0] * q.shape[1]} pairs of batch entry and head, at most 65535"
-    if any(x.stride(-1) != 1 for x in (q, k, v)):
-        return "the head dim of q, k or v is not contiguous"
-    if scale <= 0:
-        return f"scale {scale}, must be positive"
     if bias is not None and bias.shape != k.shape[2:3]:
         return f"bias {tuple(bias.shape)}, needs one number per key, {tuple(k.shape[2:3])}"
     if bias is not None and bias.requires_grad:
         return "bias needs a gradient"
-    return ""
+    return why_not_tensors(q, k, v, scale=scale)
 
 
 @torch.library.custom_op("foveate::flash_forward", mutates_args=(), device_types="cuda")

@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .flash_tiles import Tiles, tiles_for
+from .flash_tiles import Tiles, tiles_for, variants_of
 from .launch import in_units, slab, split
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores
+from .variants import Variant
 
 __all__ = ["backward", "keys", "queries"]
 
@@ -278,3 +279,11 @@ def backward(
     """dq, dk, dv from what `forward` took and gave; grad_lse [B, H, M] is contiguous float32."""
     dq, shift = queries(grad_out, grad_lse, q, k, v, bias, out, lse, scale, query_tiles)
     return dq, *keys(grad_out, q, k, v, bias, lse, shift, scale, key_tiles)
+
+
+def variants() -> list[Variant]:
+    """Every default of both kernels."""
+    return [
+        *variants_of("flash_backward_queries", "queries", _flash_backward_queries_kernel),
+        *variants_of("flash_backward_keys", "keys", _flash_backward_keys_kernel),
+    ]

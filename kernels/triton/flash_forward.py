@@ -9,12 +9,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .flash_tiles import Tiles, tiles_for
+from .flash_tiles import Tiles, tiles_for, variants_of
 from .launch import in_units, slab, split
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores, update
+from .variants import Variant
 
-__all__ = ["forward"]
+__all__ = ["forward", "variants"]
 
 # below every score, yet finite: the difference of two of them is 0 and not NaN
 _LOWEST = tl.constexpr(-1.0e30)
@@ -157,3 +158,8 @@ def forward(
             D=dim, DP=triton.next_power_of_2(dim), BM=rows, UNIT=unit, num_warps=4,
         )  # fmt: skip
     return out, lse
+
+
+def variants() -> list[Variant]:
+    """Every default."""
+    return variants_of("flash_forward", "forward", _flash_forward_kernel)

@@ -1,10 +1,22 @@
-"""Tile shapes of the flash kernels, by architecture and head dim."""
+"""Tile shapes of the flash kernels: one table by kernel, architecture and head dim.
+
+Chosen from offline compilations: no spill, and the fewest instructions per score element.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-__all__ = ["Tiles", "tiles_for"]
+from .launch import architectures, signature
+from .local_tiles import architecture
+from .rows import head_parts
+from .variants import Variant
+
+__all__ = ["Tiles", "tiles_for", "variants_of"]
+
+# the head dims that stand for their class in the offline check: up to 64, up to 128, beyond
+_DIMS = (40, 64, 128, 160)
 
 
 @dataclass(frozen=True)
@@ -17,5 +29,60 @@ class Tiles:
     num_stages: int
 
 
+_FLOAT32 = Tiles(32, 32, 4, 1)
+
+# (kernel, architecture): head dims up to 64, up to 128, beyond
+_TILES = {
+    ("forward", "sm_80"): (Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2)),
+    ("forward", "sm_90"): (Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ("forward", "sm_100"): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
+    ("forward", "gfx942"): (Tiles(128, 32, 4, 1), Tiles(128, 32, 4, 1), Tiles(128, 32, 8, 1)),
+    ("queries", "sm_80"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 2)),
+    ("queries", "sm_90"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2)),
+    ("queries", "sm_100"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2)),
+    ("queries", "gfx942"): (Tiles(128, 32, 8, 1), Tiles(128, 32, 8, 1), Tiles(128, 32, 8, 1)),
+    ("keys", "sm_80"): (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 1), Tiles(16, 64, 4, 2)),
+    ("keys", "sm_90"): (Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
+    ("keys", "sm_100"): (Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
+    ("keys", "gfx942"): (Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1), Tiles(32, 64, 8, 1)),
+}
+
+
 def tiles_for(kernel: str, x: torch.Tensor) -> Tiles:
-    return Tiles(64, 32, 4, 2)
+    """Tiles of the kernel "forward", "queries" or "keys" for tensors like x."""
+    if x.dtype == torch.float32:
+        return _FLOAT32
+    return _TILES[kernel, architecture(x.device)][_class(x.shape[-1])]
+
+
+def variants_of(name: str, kernel: str, function: Any) -> list[Variant]:
+    """Every default of a kernel, without a bias; `name` begins the names of the variants."""
+    return [
+        _variant(f"{name}_{dim}_{arch}", function, arch, dim, tiles[_class(dim)])
+        for (other, arch), tiles in _TILES.items()
+        for dim in _DIMS
+        if other == kernel
+    ]
+
+
+def _variant(name: str, function: Any, arch: str, dim: int, tiles: Tiles) -> Variant:
+    d0, d1 = head_parts(dim)
+    constexprs = {
+        "D": dim, "D0": d0, "D1": d1, "BM": tiles.queries, "BN": tiles.keys,
+        "HAS_BIAS": False, "TAIL": True, "UNIT": 8, "BIAS": None,
+    }  # fmt: skip
+    return Variant(
+        name,
+        function,
+        signature(function, constexprs, "bf16", ("LSE", "GRAD_LSE", "SHIFT")),
+        constexprs,
+        tiles.num_warps,
+        tiles.num_stages,
+        architectures(arch),
+        default=True,
+        tiles=((tiles.queries, tiles.keys),) * 2,
+    )
+
+
+def _class(dim: int) -> int:
+    return (dim > 64) + (dim > 128)

@@ -4,11 +4,14 @@ Strides travel in units of 8 elements wherever all of them allow it. Triton itse
 number is a multiple of 16, and would read a head dim of 40 or 72 one element at a time.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["in_units", "slab", "split"]
+__all__ = ["architectures", "in_units", "signature", "slab", "split"]
 
 # enough programs for some eight rounds on the largest GPUs
 _PROGRAMS = 1024
@@ -37,3 +40,18 @@ def slab(X, batch_stride, head_stride, heads, UNIT: tl.constexpr):
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     return X + (batch * batch_stride + head * head_stride) * UNIT
+
+
+def architectures(name: str) -> tuple[str, ...]:
+    """Those that share the tile shapes of an architecture."""
+    return ("sm_80", "sm_86", "sm_89") if name == "sm_80" else (name,)
+
+
+def signature(
+    kernel: Any, constexprs: Mapping[str, Any], dtype: str, wide: Iterable[str]
+) -> dict[str, str]:
+    """Types of a kernel's arguments: capitals are pointers, `wide` ones to float32."""
+    kinds = {name: f"*{dtype}" for name in kernel.arg_names if name.isupper()}
+    kinds |= dict.fromkeys(wide, "*fp32") | dict.fromkeys(("M", "N"), "i32")
+    kinds |= dict.fromkeys(("scale2", "bias_scale", "eps"), "fp32")
+    return {name: kinds.get(name, "i32") for name in kernel.arg_names if name not in constexprs}

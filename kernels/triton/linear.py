@@ -9,6 +9,7 @@ the torch path of the same operators.
 import torch
 
 from . import linear_backward, linear_forward, linear_torch
+from .device import why_not_device
 from .linear_maps import FEATURE_MAPS
 from .linear_tiles import empty_rows
 
@@ -46,19 +47,11 @@ def linear_output(
     return _output(q, s, z, feature_map, eps)
 
 
-def why_not(feature_map: str, *tensors: torch.Tensor) -> str:
-    """Why the operators cannot take these tensors [B, H, N, D]; empty when they can."""
-    if feature_map not in FEATURE_MAPS:
-        return f"feature map {feature_map!r}, must be among {FEATURE_MAPS}"
+def why_not(*tensors: torch.Tensor) -> str:
+    """Why the kernels cannot take these tensors [B, H, N, D]; empty when they can."""
     for x in tensors:
-        if x.device.type not in ("cpu", "cuda"):
-            return f"device {x.device.type}, needs a CUDA, ROCm or CPU device"
-        if x.device.type == "cuda" and x.dtype not in (
-            torch.float16,
-            torch.bfloat16,
-            torch.float32,
-        ):
-            return f"{x.dtype}, needs float16, bfloat16 or float32"
+        if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            return f"{x.dtype}, the kernels take float16, bfloat16 and float32"
         if x.dtype != tensors[0].dtype:
             return f"{x.dtype} beside {tensors[0].dtype}, must be one type"
         if x.shape[-1] > 256:
@@ -67,11 +60,13 @@ def why_not(feature_map: str, *tensors: torch.Tensor) -> str:
             return f"{x.shape[0] * x.shape[1]} pairs of batch entry and head, at most 65535"
         if x.stride(-1) != 1:
             return "the head dim is not contiguous"
-    return ""
+    return why_not_device(tensors[0].device)
 
 
 def _require(feature_map: str, *tensors: torch.Tensor) -> None:
-    if reason := why_not(feature_map, *tensors):
+    if feature_map not in FEATURE_MAPS:
+        raise ValueError(f"feature_map must be one of {FEATURE_MAPS}, got {feature_map!r}")
+    if tensors[0].device.type != "cpu" and (reason := why_not(*tensors)):
         raise NotImplementedError(f"linear attention: {reason}")
 
 

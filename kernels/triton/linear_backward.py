@@ -12,9 +12,10 @@ import triton.language as tl
 from .launch import in_units, slab, split
 from .linear_forward import state
 from .linear_maps import features, features_backward
-from .linear_tiles import Tiles, load_block, padded, store_block, tiles_for
+from .linear_tiles import Tiles, load_block, padded, store_block, tiles_for, variants_of
+from .variants import Variant
 
-__all__ = ["output_backward", "state_backward"]
+__all__ = ["output_backward", "state_backward", "variants"]
 
 
 @triton.jit(do_not_specialize=["heads", "N", "chunk", "eps"])
@@ -74,7 +75,7 @@ def _linear_backward_kernel(
 def _tokens(x, y, s, z, dx, dy, weights, feature_map, eps, tiles):
     """Launch over the tokens; without `weights` for a state, with them for an output."""
     batch, heads, length, dim = x.shape
-    tiles = tiles_for("backward", dim, y.shape[-1]) if tiles is None else tiles
+    tiles = tiles_for("backward", x.dtype, dim, y.shape[-1]) if tiles is None else tiles
     parts, chunk = split(batch * heads, length, tiles.tokens, 1)
     unit, strides = in_units(x, y, dx, dy)
     _linear_backward_kernel[(parts, batch * heads)](
@@ -118,3 +119,14 @@ def output_backward(
     weights = (z.new_empty(q.shape[:3]), z.new_empty(q.shape[:3]))
     _tokens(q, grad, s.to(q.dtype), z, dq, grad, weights, feature_map, eps, tiles)
     return dq, *state(q, grad, feature_map, weights, 1.0, state_tiles)
+
+
+def variants() -> list[Variant]:
+    """Every default of the kernel, of a state and of an output."""
+    state_alone = {"OUTPUT": False, "WEIGHT_S": None, "WEIGHT_Z": None}
+    return [
+        *variants_of("linear_state_backward", "backward", _linear_backward_kernel, state_alone),
+        *variants_of(
+            "linear_output_backward", "backward", _linear_backward_kernel, {"OUTPUT": True}
+        ),
+    ]

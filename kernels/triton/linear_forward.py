@@ -11,9 +11,18 @@ import triton.language as tl
 
 from .launch import in_units, slab, split
 from .linear_maps import features
-from .linear_tiles import Tiles, empty_rows, load_block, padded, store_block, tiles_for
+from .linear_tiles import (
+    Tiles,
+    empty_rows,
+    load_block,
+    padded,
+    store_block,
+    tiles_for,
+    variants_of,
+)
+from .variants import Variant
 
-__all__ = ["output", "state"]
+__all__ = ["output", "state", "variants"]
 
 
 @triton.jit(do_not_specialize=["heads", "N", "chunk"])
@@ -97,7 +106,7 @@ def state(
     `weights`, each [B, H, N] float32, multiply phi(k) in S and in z; `factor` is 1 / N if None.
     """
     batch, heads, length, dim = k.shape
-    tiles = tiles_for("state", dim, v.shape[-1]) if tiles is None else tiles
+    tiles = tiles_for("state", k.dtype, dim, v.shape[-1]) if tiles is None else tiles
     grid = (triton.cdiv(v.shape[-1], tiles.values), batch * heads)
     # a part of S is as much to write and read as some hundred tokens
     parts, chunk = split(grid[0] * grid[1], length, tiles.tokens, 16)
@@ -124,7 +133,7 @@ def output(
 ) -> torch.Tensor:
     """out [B, H, N, V] of q [B, H, N, K] from the state s [B, H, K, V] and z [B, H, K]."""
     batch, heads, length, dim = q.shape
-    tiles = tiles_for("output", dim, s.shape[-1]) if tiles is None else tiles
+    tiles = tiles_for("output", q.dtype, dim, s.shape[-1]) if tiles is None else tiles
     out = empty_rows(q, s.shape[-1])
     blocks = triton.cdiv(s.shape[-1], tiles.values)
     parts, chunk = split(batch * heads * blocks, length, tiles.tokens, least_blocks=1)
@@ -136,3 +145,14 @@ def output(
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
     return out
+
+
+def variants() -> list[Variant]:
+    """Every default of both kernels, and the state of weighted tokens that the backward needs."""
+    plain = {"WEIGHTED": False, "WEIGHT_S": None, "WEIGHT_Z": None}
+    weighted = {"WEIGHTED": True}
+    return [
+        *variants_of("linear_state", "state", _linear_state_kernel, plain),
+        *variants_of("linear_state_weighted", "state", _linear_state_kernel, weighted),
+        *variants_of("linear_output", "output", _linear_output_kernel, {}),
+    ]

@@ -1,12 +1,25 @@
 """What the linear-attention kernels share: tile shapes by head dim, blocks in and out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["Tiles", "empty_rows", "load_block", "padded", "store_block", "tiles_for"]
+from .launch import signature
+from .variants import Variant
+
+__all__ = [
+    "Tiles",
+    "empty_rows",
+    "load_block",
+    "padded",
+    "store_block",
+    "tiles_for",
+    "variants_of",
+]
 
 
 @dataclass(frozen=True)
@@ -19,8 +32,49 @@ class Tiles:
     num_stages: int
 
 
-def tiles_for(kernel: str, keys: int, values: int) -> Tiles:
-    return Tiles(64, min(padded(values), 64), 8, 2)
+# head dims that pad to 64, to 128, to 256; the same on every architecture: memory sets the time
+_TILES = {
+    "state": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
+    "output": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2)),
+    "backward": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
+}
+
+
+def tiles_for(kernel: str, dtype: torch.dtype, keys: int, values: int) -> Tiles:
+    """Tiles of the kernel "state", "output" or "backward" for head dims of keys and of values."""
+    widest = padded(max(keys, values))
+    tiles = _TILES[kernel][(widest > 64) + (widest > 128)]
+    if dtype == torch.float32:
+        tiles = replace(tiles, tokens=32, values=32, num_stages=1)
+    return replace(tiles, values=min(tiles.values, padded(values)))
+
+
+def variants_of(
+    name: str, kernel: str, function: Any, constexprs: Mapping[str, Any]
+) -> list[Variant]:
+    """Every default of a kernel for the map of LinFusion; `name` begins the variants' names."""
+    found = []
+    for dim in (40, 64, 128, 160):
+        tiles = tiles_for(kernel, torch.bfloat16, dim, dim)
+        values = {
+            "DK": dim, "DKP": padded(dim), "DV": dim, "BV": tiles.values, "BN": tiles.tokens,
+            "MAP": "elu", "UNIT": 8, **constexprs,
+        }  # fmt: skip
+        types = signature(function, values, "bf16", ("Z", "WEIGHT_S", "WEIGHT_Z"))
+        if kernel == "state":
+            types["S"] = "*fp32"
+        found.append(
+            Variant(
+                f"{name}_{dim}",
+                function,
+                types,
+                values,
+                tiles.num_warps,
+                tiles.num_stages,
+                default=True,
+            )
+        )
+    return found
 
 
 def padded(dim: int) -> int:

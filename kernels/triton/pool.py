@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ..pooling import pool_cells as pool_on_cpu
 from . import pool_forward
+from .device import why_not_device
 
 __all__ = ["pool_cells", "tile_statistics", "why_not"]
 
@@ -21,7 +22,7 @@ def pool_cells(x: torch.Tensor, grid: Sequence[int], cell: Sequence[int]) -> tor
     """Means [B, H, cells, D] of the cells of x [B, H, f*h*w, D], cells in raster order.
 
     `grid` is (f, h, w) and `cell` its cells' extent, in tokens. Raises NotImplementedError with the
-    text of `why_not`.
+    text of `why_not` on a GPU.
     """
     _require(x, grid, cell)
     return _pool(x, list(grid), list(cell))
@@ -35,23 +36,23 @@ def tile_statistics(
     return _statistics(x.detach(), list(grid), list(cell))
 
 
-def why_not(x: torch.Tensor, grid: Sequence[int], cell: Sequence[int]) -> str:
-    """Why the operators cannot take this call; empty when they can."""
-    if x.device.type not in ("cpu", "cuda"):
-        return f"device {x.device.type}, needs a CUDA, ROCm or CPU device"
-    if x.device.type == "cuda" and x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"{x.dtype}, needs float16, bfloat16 or float32"
-    if len(grid) != 3 or len(cell) != 3 or min(cell) < 1:
-        return f"grid {tuple(grid)} and cell {tuple(cell)}, need three sizes each, cells from 1"
-    if prod(grid) != x.shape[2]:
-        return f"{x.shape[2]} tokens, grid {tuple(grid)} has {prod(grid)}"
+def why_not(x: torch.Tensor) -> str:
+    """Why the kernels cannot take this call; empty when they can."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"{x.dtype}, the kernels take float16, bfloat16 and float32"
     if x.shape[0] * x.shape[1] > 65535:
         return f"{x.shape[0] * x.shape[1]} pairs of batch entry and head, at most 65535"
-    return "" if x.stride(-1) == 1 else "the head dim is not contiguous"
+    if x.stride(-1) != 1:
+        return "the head dim is not contiguous"
+    return why_not_device(x.device)
 
 
 def _require(x: torch.Tensor, grid: Sequence[int], cell: Sequence[int]) -> None:
-    if reason := why_not(x, grid, cell):
+    if len(grid) != 3 or prod(grid) != x.shape[2]:
+        raise ValueError(f"grid must be (f, h, w) of {x.shape[2]} tokens, got {tuple(grid)}")
+    if len(cell) != 3 or min(cell) < 1:
+        raise ValueError(f"cell must be three sizes >= 1, got {tuple(cell)}")
+    if x.device.type != "cpu" and (reason := why_not(x)):
         raise NotImplementedError(f"pooling: {reason}")
 
 

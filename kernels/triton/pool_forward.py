@@ -72,6 +72,8 @@ def _pool_kernel(
 
 def _launch(x, out, likeness, grid, cell, backward=False):
     batch, heads, cells, dim = out.shape
+    # a cell ends with the grid
+    cell = [min(sides) for sides in zip(grid, cell, strict=True)]
     unit, strides = in_units(x, out)
     _pool_kernel[(triton.cdiv(cells, _CELLS), batch * heads)](
         x, out, likeness, *strides, heads, *grid, cells,
