@@ -1,7 +1,8 @@
 """Local attention: a grid token sees the context and the grid tokens nearer than a radius.
 
 The window is CLEAR's disc (arXiv:2412.16112 and its official masks): dy^2 + dx^2 < radius^2, cut at
-the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2 < radius^2.
+the border. On a grid of several frames it is the ball dt^2 + dy^2 + dx^2 < radius^2. Heads may have
+windows of different size (MSWA, arXiv:2501.01039).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from .inputs import HAS_TRITON, check_impl, check_positive, check_tensors
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_local
-from .tiles import Axis, tile_shape, tiled_attention, visited, within
+from .tiles import Axis, concat, tile_shape, tiled_attention, visited, within
 
-__all__ = ["disc", "local_attention", "local_keys"]
+__all__ = ["check_radius", "disc", "local_attention", "local_keys"]
 
 
 def local_attention(
@@ -27,22 +28,22 @@ def local_attention(
     v: torch.Tensor,
     *,
     layout: TokenLayout,
-    radius: int = 16,
+    radius: int | Sequence[int] = 16,
     scale: float | None = None,
     impl: str | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attend each grid token of q, k, v [B, H, N, D] to the context and its disc; out [B, H, N, D].
 
-    `radius` is in tokens, >= 1. Context queries are dense over all keys. `return_lse` adds
-    lse [B, H, N].
+    `radius` is in tokens, >= 1, one for all heads or one for each. Context queries are dense over
+    all keys. `return_lse` adds lse [B, H, N].
     """
     check_tensors(q, k, v, layout)
-    check_positive("radius", radius)
-    impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, scale))
+    check_radius(radius, q.shape[1])
+    impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, radius, scale))
     if impl == "torch":
         inner = (layout.grid_of(x) for x in (q, k, v))
-        grid = disc(*inner, layout.grid, radius, scale)
+        grid = _discs(*inner, layout.grid, radius, scale)
         return answer(q, k, v, layout, [grid], scale, return_lse)
     if impl == "triton":
         from .triton.local import local_attention as triton_local
@@ -53,12 +54,39 @@ def local_attention(
     return (out, lse) if return_lse else out
 
 
-def _why_not_triton(q, k, v, scale) -> str:
+def check_radius(radius: int | Sequence[int], heads: int | None = None) -> None:
+    """Raise ValueError unless radius is an integer >= 1, or one for each of the heads."""
+    if not isinstance(radius, Sequence):
+        check_positive("radius", radius)
+        return
+    if not radius or (heads is not None and len(radius) != heads):
+        raise ValueError(f"radius must be one or one for each of {heads} heads, got {radius!r}")
+    for value in radius:
+        check_positive("radius", value)
+
+
+def _why_not_triton(q, k, v, radius, scale) -> str:
     if not HAS_TRITON:
         return "triton is not installed"
+    if not isinstance(radius, int):
+        return "a radius for each head has no Triton kernel yet"
     from .triton.device import why_not_tensors
 
     return why_not_tensors(q, k, v, scale=scale)
+
+
+def _discs(q, k, v, grid, radius, scale) -> Branch:
+    """`disc` where heads may differ in radius: those of one radius go together."""
+    if isinstance(radius, int):
+        return disc(q, k, v, grid, radius, scale)
+    groups = {one: [h for h, r in enumerate(radius) if r == one] for one in dict.fromkeys(radius)}
+    parts = [
+        disc(*(x[:, heads] for x in (q, k, v)), grid, one, scale) for one, heads in groups.items()
+    ]
+    order = [head for heads in groups.values() for head in heads]
+    back = [order.index(head) for head in range(len(order))]
+    out, lse = concat(parts, 1)
+    return out[:, back], lse[:, back]
 
 
 def disc(
@@ -83,9 +111,12 @@ def disc(
     return from_axes(out, grid), from_axes(lse, grid)
 
 
-def local_keys(layout: TokenLayout, radius: int) -> KeyCount:
-    """Keys per grid query of `local_attention`, the context included."""
-    check_positive("radius", radius)
+def local_keys(layout: TokenLayout, radius: int | Sequence[int]) -> KeyCount:
+    """Keys per grid query of `local_attention`, the context included; mean over the heads."""
+    check_radius(radius)
+    if not isinstance(radius, int):
+        counts = [local_keys(layout, one) for one in radius]
+        return KeyCount(*(sum(each) / len(counts) for each in zip(*counts, strict=True)))
     context, grid = layout.num_context, layout.grid
     needed = mean_within(grid, (1, 1, 1), (1, 1, 1), radius)
     seen = layout.num_grid if _covers(grid, radius) else visited(_axes(grid, radius))

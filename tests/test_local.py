@@ -162,6 +162,35 @@ def test_clears_scale_counts_ten_times_the_tokens_when_pooled():
     assert round(pooled, 3) == 1.128
 
 
+@pytest.mark.parametrize("grid", [(1, 13, 17), (1, 1, 37), (3, 7, 9)], ids=str)
+def test_each_head_may_have_its_radius(grid):
+    """Multi-scale windows: every head is local attention of its own radius."""
+    layout = TokenLayout(text=7, grid=grid)
+    q, k, v = make_qkv(layout, heads=5, batch=2)
+    radii = (4, 1, 64, 4, 2)
+    out = local_attention(q, k, v, layout=layout, radius=radii)
+    for h, radius in enumerate(radii):
+        head = (x[:, h : h + 1] for x in (q, k, v))
+        want = local_attention(*head, layout=layout, radius=radius, impl="reference")
+        torch.testing.assert_close(out[:, h : h + 1], want, **FLOAT64)
+    whole = local_attention(q, k, v, layout=layout, radius=radii, impl="reference")
+    torch.testing.assert_close(out, whole, **FLOAT64)
+    each = [local_keys(layout, radius).needed for radius in radii]
+    assert local_keys(layout, radii).needed == pytest.approx(sum(each) / 5)
+
+
+def test_a_radius_for_other_heads_is_refused():
+    layout = TokenLayout(grid=(1, 4, 4))
+    with pytest.raises(ValueError, match="one for each of 2 heads, got .4, 2, 1."):
+        local_attention(*make_qkv(layout), layout=layout, radius=(4, 2, 1))
+    with pytest.raises(ValueError, match="radius must be an integer >= 1, got 0"):
+        local_attention(*make_qkv(layout), layout=layout, radius=[4, 0])
+    with pytest.raises(
+        NotImplementedError, match="a radius for each head has no Triton kernel|not inst"
+    ):
+        local_attention(*make_qkv(layout), layout=layout, radius=(4, 2), impl="triton")
+
+
 @pytest.mark.parametrize("radius", [0, -1, 2.5, True])
 def test_a_bad_radius_is_refused(radius):
     layout = TokenLayout(grid=(1, 4, 4))

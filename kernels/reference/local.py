@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..layout import TokenLayout
@@ -15,13 +17,15 @@ def reference_local(
     k: torch.Tensor,
     v: torch.Tensor,
     layout: TokenLayout,
-    radius: int,
+    radius: int | Sequence[int],
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q, k, v [B, H, N, D]; returns out and lse. A query sees the context and its open disc."""
     where = layout.coords(q.device)
     distance = (where[:, None] - where).square().sum(-1)
-    visible = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=q.device)
-    visible[layout.grid_slice, layout.grid_slice] = distance < radius**2
+    reach = torch.tensor(radius, device=q.device).square().view(-1, 1, 1)  # of one head or each
+    tokens = layout.num_tokens
+    visible = torch.ones(len(reach), tokens, tokens, dtype=torch.bool, device=q.device)
+    visible[:, layout.grid_slice, layout.grid_slice] = distance < reach
     bias = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, -torch.inf)
     return masked_softmax(q, k, v, bias, scale)
