@@ -20,7 +20,7 @@ from .branches import Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount
 from .far import far_attention
 from .field import Field
-from .inputs import check_impl, check_positive, check_tensors
+from .inputs import HAS_TRITON, check_impl, check_positive, check_tensors
 from .layout import TokenLayout
 from .local import disc, local_keys
 from .partial import partial_attention
@@ -56,10 +56,16 @@ def foveated_attention(
     """
     check_tensors(q, k, v, layout)
     weight = _checked(layout, radius, pool, levels, partition, pool_weight)
-    if check_impl(impl) == "reference":
-        out, lse = reference_foveated(
-            q, k, v, layout, radius, pool, levels, mass, partition, weight, scale
-        )
+    impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, levels, weight, scale))
+    if impl == "triton":
+        from .triton.foveated import foveated_attention as triton_foveated
+
+        options = (radius, pool, levels, mass, partition, scale)
+        out, lse = triton_foveated(q, k, v, layout, *options)
+        return (out, lse) if return_lse else out
+    if impl == "reference":
+        options = (radius, pool, levels, mass, partition, weight, scale)
+        out, lse = reference_foveated(q, k, v, layout, *options)
         return (out, lse) if return_lse else out
     field = Field(layout.grid, radius, pool, levels)
     grid = [layout.grid_of(x) for x in (q, k, v)]
@@ -71,6 +77,18 @@ def foveated_attention(
             _all_cells(*grid, field, mass, weight, scale),
         ]
     return answer(q, k, v, layout, branches, scale, return_lse)
+
+
+def _why_not_triton(q, k, v, levels, weight, scale) -> str:
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if levels > 2:
+        return f"levels={levels}, the kernels take up to 2"
+    if weight is not None:
+        return "pool_weight, the kernels take averages"
+    from .triton.device import why_not_tensors
+
+    return why_not_tensors(q, k, v, scale=scale)
 
 
 def foveated_keys(

@@ -6,12 +6,12 @@ CPU tensors run the torch path of the same operator, unless Triton interprets it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
-from ..layout import Segment, TokenLayout
-from . import local_launch
+from ..layout import TokenLayout
+from . import local_launch, torch_path
 from .device import interprets
 
 __all__ = ["local_attention"]
@@ -50,8 +50,7 @@ def _forward(
 def _(q, k, v, start, grid, radius, scale):
     if interprets():
         return local_launch.forward(q, k, v, start, grid, radius, scale)
-    out, lse = _torch_path(q, k, v, start, grid, radius, scale)
-    return local_launch.empty_like(q).copy_(out), lse.contiguous()
+    return torch_path.attend(_torch_path(q, start, grid, radius, scale), (q, k, v))
 
 
 @_forward.register_fake
@@ -83,12 +82,8 @@ def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
         return local_launch.backward(
             grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale
         )
-    grads = _differentiated(
-        _torch_path, (q, k, v), (start, grid, radius, scale), (grad_out, grad_lse)
-    )
-    return tuple(
-        local_launch.empty_like(x).copy_(grad) for x, grad in zip((q, k, v), grads, strict=True)
-    )
+    function = _torch_path(q, start, grid, radius, scale)
+    return torch_path.differentiate(function, (q, k, v), (grad_out, grad_lse))
 
 
 @_backward.register_fake
@@ -109,28 +104,10 @@ def _differentiate(ctx, grad_out, grad_lse):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _torch_path(q, k, v, start, grid, radius, scale) -> Pair:
+def _torch_path(q, start, grid, radius, scale) -> Callable[..., Pair]:
     from ..local import local_attention
 
-    after = q.shape[2] - start - grid[0] * grid[1] * grid[2]
-    extra = (Segment(after),) if after else ()
-    layout = TokenLayout(text=start, grid=tuple(grid), extra=extra)
-    return local_attention(
-        q, k, v, layout=layout, radius=radius, scale=scale, impl="torch", return_lse=True
+    layout = torch_path.layout_of(q, start, grid)
+    return partial(
+        local_attention, layout=layout, radius=radius, scale=scale, impl="torch", return_lse=True
     )
-
-
-def _differentiated(
-    function: Callable[..., Pair],
-    tensors: Sequence[torch.Tensor],
-    options: Sequence[object],
-    grads: Sequence[torch.Tensor],
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of the tensors; in a thread, as an operator's own code runs below autograd."""
-
-    def differentiate():
-        leaves = [x.detach().requires_grad_() for x in tensors]
-        return torch.autograd.grad(function(*leaves, *options), leaves, grads)
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(differentiate).result()

@@ -2,47 +2,19 @@
 
 What sees what is symmetric: a grid key is seen by every context query and by the grid queries of
 its own disc, so the key kernel walks like the forward kernel. Each program owns what it writes: no
-atomics, and the same numbers in every run. With p the probabilities, g the gradient of the output
-and shift = grad_lse - sum_d g out: dv = p^T g, ds = p (g v^T + shift), dq = ds k, dk = ds^T q.
+atomics, and the same numbers in every run.
 """
 
 import triton
 import triton.language as tl
 
+from .gradient import key_step, query_step
+from .rings import differentiate_ring
 from .rows import load_keys, load_rows, store_rows
 from .softmax import LN2, scores
 from .walk import box, near_of, next_tile, tile_of, tokens_of
 
 __all__ = ["local_backward_keys_kernel", "local_backward_queries_kernel"]
-
-
-@triton.jit
-def _query_step(s, g0, g1, k0, k1, v0, v1, lse2, shift, acc0, acc1, scale2, SPLIT: tl.constexpr):
-    """Add the part of dq that comes from keys with scores s [M, N], -inf where hidden."""
-    p = tl.exp2(tl.fma(s, scale2, -lse2[:, None]))
-    dp = scores(g0, g1, v0, v1, SPLIT, "ieee")
-    ds = (p * (dp + shift[:, None])).to(k0.dtype)
-    acc0 = tl.dot(ds, k0, acc0, input_precision="ieee")
-    if SPLIT:
-        acc1 = tl.dot(ds, k1, acc1, input_precision="ieee")
-    return acc0, acc1
-
-
-@triton.jit
-def _key_step(
-    s, q0, q1, g0, g1, v0, v1, lse2, shift, dk0, dk1, dv0, dv1, scale2, SPLIT: tl.constexpr
-):
-    """Add the parts of dk and dv that come from queries with scores s [N, M]."""
-    p = tl.exp2(tl.fma(s, scale2, -lse2[None, :]))
-    dp = scores(v0, v1, g0, g1, SPLIT, "ieee")
-    ds = (p * (dp + shift[None, :])).to(q0.dtype)
-    p = p.to(g0.dtype)
-    dv0 = tl.dot(p, g0, dv0, input_precision="ieee")
-    dk0 = tl.dot(ds, q0, dk0, input_precision="ieee")
-    if SPLIT:
-        dv1 = tl.dot(p, g1, dv1, input_precision="ieee")
-        dk1 = tl.dot(ds, q1, dk1, input_precision="ieee")
-    return dk0, dk1, dv0, dv1
 
 
 @triton.jit
@@ -60,14 +32,15 @@ def _shift(OUT, token, o_row, g0, g1, D: tl.constexpr, D0: tl.constexpr, D1: tl.
     do_not_specialize=["heads", "tiles", "frames", "height", "width", "halo", "reach", "context"]
 )
 def local_backward_queries_kernel(
-    Q, K, V, CK, CV, OUT, GRAD, LSE, GRAD_LSE, SHIFT, DQ,
+    Q, K, V, CK, CV, K1, V1, K2, V2, OUT, GRAD, LSE, GRAD_LSE, SHIFT, DQ,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     ck_batch, ck_head, ck_row, cv_batch, cv_head, cv_row, o_batch, o_head, o_row,
     g_batch, g_head, g_row, dq_batch, dq_head, dq_row, lse_head,
-    heads, tiles, frames, height, width, halo, reach, context, scale, scale2,
+    heads, tiles, frames, height, width, halo, reach, context, scale, scale2, mass,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BC: tl.constexpr,
     CELL: tl.constexpr, FRAMES: tl.constexpr, CONTEXT: tl.constexpr,
+    LEVELS: tl.constexpr, POOL: tl.constexpr, CUT: tl.constexpr,
     UNIT: tl.constexpr, I64: tl.constexpr,
 ):  # fmt: skip
     """Writes DQ and SHIFT of one tile of grid queries; LSE, GRAD_LSE and SHIFT share strides."""
@@ -105,7 +78,7 @@ def local_backward_queries_kernel(
             real = row < context - c
             k0, k1, v0, v1 = load_keys(CK, CV, c + row, ck_row, cv_row, real, D, D0, D1, True)
             s = tl.where(real[None, :], scores(q0, q1, k0, k1, SPLIT, "ieee"), -float("inf"))
-            acc0, acc1 = _query_step(
+            acc0, acc1 = query_step(
                 s, g0, g1, k0, k1, v0, v1, lse2, shift, acc0, acc1, scale2, SPLIT
             )
 
@@ -128,10 +101,27 @@ def local_backward_queries_kernel(
         k0, k1, v0, v1 = load_keys(K, V, key, k_row, v_row, None, D, D0, D1, False)
         if FRAMES:
             within = (reach * reach - (t - kt) * (t - kt)).to(tl.float32)
-        near = near_of(qy, qx, ky, kx, height, width, within, M, KH, KW, CELL)
+        near = near_of(qy, qx, ky, kx, height, width, within, M, KH, KW, CELL, CELL)
         s = tl.where(near, scores(q0, q1, k0, k1, SPLIT, "ieee"), -float("inf"))
-        acc0, acc1 = _query_step(s, g0, g1, k0, k1, v0, v1, lse2, shift, acc0, acc1, scale2, SPLIT)
+        acc0, acc1 = query_step(s, g0, g1, k0, k1, v0, v1, lse2, shift, acc0, acc1, scale2, SPLIT)
         kt, ky, kx = next_tile(kt, ky, kx, ky0, ky1, kx0, kx1, KH, KW, FRAMES)
+
+    if LEVELS > 0:
+        cells = frames * tl.cdiv(height, POOL) * tl.cdiv(width, POOL)
+        first = pair.to(tl.int64) * cells * D
+        acc0, acc1 = differentiate_ring(
+            q0, q1, g0, g1, K1 + first, V1 + first, t, y0, x0, qy, qx, frames, height, width, reach,
+            lse2 - mass, shift, acc0, acc1, scale2,
+            D, D0, D1, TH, TW, KH, KW, POOL, POOL, LEVELS == 1, CELL > 1, CUT, FRAMES, I64,
+        )  # fmt: skip
+    if LEVELS > 1:
+        cells = frames * tl.cdiv(height, POOL * POOL) * tl.cdiv(width, POOL * POOL)
+        first = pair.to(tl.int64) * cells * D
+        acc0, acc1 = differentiate_ring(
+            q0, q1, g0, g1, K2 + first, V2 + first, t, y0, x0, qy, qx, frames, height, width, reach,
+            lse2 - 2 * mass, shift, acc0, acc1, scale2,
+            D, D0, D1, TH, TW, KH, KW, POOL * POOL, POOL, True, True, CUT, FRAMES, I64,
+        )  # fmt: skip
 
     DQ += b * dq_batch + h * dq_head
     store_rows(DQ, acc0 * scale, token, dq_row * UNIT, ok, 0, D0, D)
@@ -187,7 +177,7 @@ def local_backward_keys_kernel(
             lse2 = tl.load(CLSE + flat + c + row, mask=real, other=float("inf")) / LN2
             shift = tl.load(CSHIFT + flat + c + row, mask=real, other=0.0)
             s = scores(k0, k1, q0, q1, SPLIT, "ieee")
-            dk0, dk1, dv0, dv1 = _key_step(
+            dk0, dk1, dv0, dv1 = key_step(
                 s, q0, q1, g0, g1, v0, v1, lse2, shift, dk0, dk1, dv0, dv1, scale2, SPLIT
             )
 
@@ -214,9 +204,9 @@ def local_backward_keys_kernel(
         shift = tl.load(SHIFT + query)
         if FRAMES:
             within = (reach * reach - (t - qt) * (t - qt)).to(tl.float32)
-        near = near_of(ky, kx, qy, qx, height, width, within, M, KH, KW, CELL)
+        near = near_of(ky, kx, qy, qx, height, width, within, M, KH, KW, CELL, CELL)
         s = tl.where(near, scores(k0, k1, q0, q1, SPLIT, "ieee"), -float("inf"))
-        dk0, dk1, dv0, dv1 = _key_step(
+        dk0, dk1, dv0, dv1 = key_step(
             s, q0, q1, g0, g1, v0, v1, lse2, shift, dk0, dk1, dv0, dv1, scale2, SPLIT
         )
         qt, qy, qx = next_tile(qt, qy, qx, qy0, qy1, qx0, qx1, KH, KW, FRAMES)

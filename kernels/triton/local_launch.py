@@ -13,7 +13,9 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import flash_backward, flash_forward
+from . import flash_backward, flash_forward, pool_forward
+from .foveated_backward import foveated_backward_cells_kernel
+from .foveated_rings import NO_RINGS, Rings
 from .launch import in_units
 from .local_backward import local_backward_keys_kernel, local_backward_queries_kernel
 from .local_forward import local_forward_kernel
@@ -34,6 +36,7 @@ def forward(
     grid: Sequence[int],
     radius: int,
     scale: float,
+    rings: Rings = NO_RINGS,
     tiles: LocalTiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """out [B, H, N, D] and lse [B, H, N] float32."""
@@ -41,7 +44,8 @@ def forward(
     out, lse = empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     context = [_context(x, start, stop) for x in (q, k, v)]
     inner = [x[:, :, start:stop] for x in (q, k, v, out, lse)]
-    _forward(*inner, *context[1:], canonical(grid), radius, scale, tiles)
+    grid = canonical(grid, rings.levels == 0)
+    _forward(*inner, *context[1:], grid, radius, scale, rings, tiles)
     if context[0].shape[2]:
         some, some_lse = flash_forward.forward(context[0], k, v, None, scale)
         _put_context(out, some, start, stop)
@@ -49,7 +53,7 @@ def forward(
     return out, lse
 
 
-def _forward(q, k, v, out, lse, context_k, context_v, grid, radius, scale, tiles):
+def _forward(q, k, v, out, lse, context_k, context_v, grid, radius, scale, rings, tiles):
     context = context_k.shape[2]
     if tiles is None:
         tiles = tiles_for("forward", architecture(q.device), q, radius, grid)
@@ -58,10 +62,12 @@ def _forward(q, k, v, out, lse, context_k, context_v, grid, radius, scale, tiles
     tma = tiles.tma and _fits_descriptors(*keys)
     if tma:
         keys = (*(_boxes(x, grid, tiles) for x in (k, v)), *(_blocks(x, tiles) for x in keys[2:]))
-    count, numbers, shapes = _geometry(q, grid, radius, context, tiles)
+    count, numbers, shapes = _geometry(q, grid, radius, context, rings.near_cell, tiles)
     local_forward_kernel[(count,)](
-        q, *keys, out, lse, *strides, lse.stride(1), *numbers, scale * LOG2E, **shapes,
-        TAIL=context % tiles.context != 0, TMA=tma, UNIT=unit, I64=_passes_int32(q, k, v, out),
+        q, *keys, *rings.pooled(k, v, grid), out, lse, *strides, lse.stride(1),
+        *numbers, scale * LOG2E, rings.mass, **shapes, LEVELS=rings.levels, POOL=rings.pool,
+        CUT=rings.cuts(grid), TAIL=context % tiles.context != 0,
+        TMA=tma, UNIT=unit, I64=_passes_int32(q, k, v, out),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
 
@@ -78,16 +84,16 @@ def backward(
     grid: Sequence[int],
     radius: int,
     scale: float,
+    rings: Rings = NO_RINGS,
     query_tiles: LocalTiles | None = None,
     key_tiles: LocalTiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv [B, H, N, D] from what `forward` took and gave."""
     stop = start + grid[0] * grid[1] * grid[2]
-    grid = canonical(grid)
+    grid = canonical(grid, rings.levels == 0)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
-    grad_lse = grad_lse.contiguous()
     dq, dk, dv, shift = empty_like(q), empty_like(k), empty_like(v), torch.empty_like(lse)
-    tensors = (grad_out, grad_lse, q, k, v, out, lse)
+    tensors = (grad_out, grad_lse.contiguous(), q, k, v, out, lse)
     g, g_lse, cq, ck, cv, c_out, c_lse = (_context(x, start, stop) for x in tensors)
     c_lse, c_shift = c_lse.contiguous(), c_lse
     if cq.shape[2]:
@@ -97,8 +103,12 @@ def backward(
         _put_context(dq, some, start, stop)
         _put_context(shift, c_shift, start, stop)
     inner = [x[:, :, start:stop] for x in (*tensors, shift, dq, dk, dv)]
-    _queries(*inner[:9], ck, cv, grid, radius, scale, query_tiles)
-    _keys(*inner, cq, g, c_lse, c_shift, grid, radius, scale, key_tiles)
+    pooled = rings.pooled(inner[3], inner[4], grid)
+    _queries(*inner[:9], ck, cv, pooled, grid, radius, scale, rings, query_tiles)
+    _keys(*inner, cq, g, c_lse, c_shift, grid, radius, scale, rings, key_tiles)
+    for level in range(rings.levels):
+        cells = pooled[2 * level : 2 * level + 2]
+        _cells(*inner, cells, level + 1, grid, radius, scale, rings, key_tiles)
     if cq.shape[2]:
         some = flash_backward.keys(grad_out, q, ck, cv, None, lse, shift, scale)
         for whole, rows in zip((dk, dv), some, strict=True):
@@ -106,14 +116,18 @@ def backward(
     return dq, dk, dv
 
 
-def _queries(grad_out, grad_lse, q, k, v, out, lse, shift, dq, ck, cv, grid, radius, scale, tiles):
+def _queries(
+    grad_out, grad_lse, q, k, v, out, lse, shift, dq, ck, cv, pooled,
+    grid, radius, scale, rings, tiles,
+):  # fmt: skip
     if tiles is None:
         tiles = tiles_for("queries", architecture(q.device), q, radius, grid)
     unit, strides = in_units(q, k, v, ck, cv, out, grad_out, dq)
-    count, numbers, shapes = _geometry(q, grid, radius, ck.shape[2], tiles)
+    count, numbers, shapes = _geometry(q, grid, radius, ck.shape[2], rings.near_cell, tiles)
     local_backward_queries_kernel[(count,)](
-        q, k, v, ck, cv, out, grad_out, lse, grad_lse, shift, dq,
-        *strides, lse.stride(1), *numbers, scale, scale * LOG2E, **shapes,
+        q, k, v, ck, cv, *pooled, out, grad_out, lse, grad_lse, shift, dq,
+        *strides, lse.stride(1), *numbers, scale, scale * LOG2E, rings.mass, **shapes,
+        LEVELS=rings.levels, POOL=rings.pool, CUT=rings.cuts(grid),
         UNIT=unit, I64=_passes_int32(q, k, v, out, grad_out, dq),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
     )  # fmt: skip
@@ -121,12 +135,12 @@ def _queries(grad_out, grad_lse, q, k, v, out, lse, shift, dq, ck, cv, grid, rad
 
 def _keys(
     grad_out, grad_lse, q, k, v, out, lse, shift, dq, dk, dv, cq, cg, c_lse, c_shift,
-    grid, radius, scale, tiles,
+    grid, radius, scale, rings, tiles,
 ):  # fmt: skip
     if tiles is None:
         tiles = tiles_for("keys", architecture(q.device), q, radius, grid)
     unit, strides = in_units(q, k, v, grad_out, cq, cg, dk, dv)
-    count, numbers, shapes = _geometry(q, grid, radius, cq.shape[2], tiles)
+    count, numbers, shapes = _geometry(q, grid, radius, cq.shape[2], rings.near_cell, tiles)
     local_backward_keys_kernel[(count,)](
         q, k, v, grad_out, cq, cg, lse, shift, c_lse, c_shift, dk, dv,
         *strides, lse.stride(1), *numbers, scale, scale * LOG2E, **shapes,
@@ -135,7 +149,34 @@ def _keys(
     )  # fmt: skip
 
 
-def _geometry(q, grid, radius, context, tiles):
+def _cells(
+    grad_out, grad_lse, q, k, v, out, lse, shift, dq, dk, dv, cells, level,
+    grid, radius, scale, rings, tiles,
+):  # fmt: skip
+    """Adds to dk and dv of the tokens what their cells of a level get."""
+    if tiles is None:
+        tiles = tiles_for("keys", architecture(q.device), q, radius, grid)
+    side = rings.pool**level
+    batch, heads, _, dim = q.shape
+    rows, columns = triton.cdiv(grid[1], side), triton.cdiv(grid[2], side)
+    count = grid[0] * triton.cdiv(rows, tiles.height) * triton.cdiv(columns, tiles.width)
+    unit, strides = in_units(q, grad_out)
+    d0, d1 = head_parts(dim)
+    grads = [torch.empty_like(x) for x in cells]
+    foveated_backward_cells_kernel[(batch * heads * count,)](
+        q, *cells, grad_out, lse, shift, *grads, *strides, lse.stride(1),
+        heads, count, *grid, radius, scale, scale * LOG2E, level * rings.mass,
+        D=dim, D0=d0, D1=d1, TH=tiles.height, TW=tiles.width,
+        KH=tiles.key_height, KW=tiles.key_width, U=side, POOL=rings.pool,
+        LAST=level == rings.levels, PARTITION=rings.partition, CUT=rings.cuts(grid),
+        FRAMES=grid[0] > 1, UNIT=unit, I64=_passes_int32(q, grad_out),
+        num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+    )  # fmt: skip
+    for whole, x, grad in zip((dk, dv), (k, v), grads, strict=True):
+        whole += pool_forward.backward(grad, x, grid, [1, side, side])
+
+
+def _geometry(q, grid, radius, context, cell, tiles):
     """Programs, the numbers every kernel takes, and its compile-time shapes."""
     batch, heads, _, dim = q.shape
     frames, height, width = grid
@@ -144,9 +185,10 @@ def _geometry(q, grid, radius, context, tiles):
     shapes = {
         "D": dim, "D0": d0, "D1": d1, "TH": tiles.height, "TW": tiles.width,
         "KH": tiles.key_height, "KW": tiles.key_width, "BC": tiles.context,
-        "CELL": 1, "FRAMES": frames > 1, "CONTEXT": context > 0,
+        "CELL": cell, "FRAMES": frames > 1, "CONTEXT": context > 0,
     }  # fmt: skip
-    return batch * heads * count, (heads, count, *grid, radius - 1, radius, context), shapes
+    halo = -(-(radius - 1) // cell) * cell
+    return batch * heads * count, (heads, count, *grid, halo, radius, context), shapes
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:

@@ -6,13 +6,14 @@ tile and a key tile are rows x columns of the grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from .rows import head_parts
 
-__all__ = ["LocalTiles", "architecture", "canonical", "tiles_for"]
+__all__ = ["LocalTiles", "architecture", "canonical", "defaults", "tiles_for"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,18 @@ _FORWARD = {
     ("gfx942", False): (_THIN, _THIN, _THIN),
     ("gfx942", True): (_THIN, _THIN, _THIN),
 }
-_BACKWARD = {"queries": _THIN, "keys": _SMALL_THIN}
+# backward, by kernel and architecture; head dims as above
+_BACKWARD = {
+    ("queries", "sm_80"): (_THIN, _THIN, _THIN),
+    ("queries", "sm_90"): (_THIN, _THIN, _THIN),
+    ("queries", "sm_100"): (_THIN, _THIN, _THIN),
+    ("queries", "gfx942"): (_THIN, _THIN, _THIN),
+    ("keys", "sm_80"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+    ("keys", "sm_90"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+    ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+    ("keys", "gfx942"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+}
+_FLOAT32 = LocalTiles(4, 8, 4, 8, context=32, num_warps=4)
 
 
 def architecture(device: torch.device) -> str:
@@ -65,15 +77,19 @@ def tiles_for(
     kernel: str, arch: str, q: torch.Tensor, radius: int, grid: tuple[int, int, int]
 ) -> LocalTiles:
     """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones."""
-    dim = q.shape[-1]
-    if q.dtype == torch.float32:
-        tiles = _SMALL_THIN
-    elif kernel == "forward":
-        kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
-        tiles = _FORWARD[arch, radius > 8][kind]
-    else:
-        tiles = _BACKWARD[kernel]
+    half = q.dtype != torch.float32
+    tiles = _half(kernel, arch, q.shape[-1], radius > 8) if half else _FLOAT32
     return tiles if grid[1] > 1 else _flat(tiles)
+
+
+def defaults(kernel: str, dim: int) -> list[tuple[str, int, LocalTiles]]:
+    """(architecture, a radius, its tiles) of a half-precision kernel, row by row of the table."""
+    return [(arch, 16 if far else 8, _half(kernel, arch, dim, far)) for arch, far in _FORWARD]
+
+
+def _half(kernel: str, arch: str, dim: int, far: bool) -> LocalTiles:
+    kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
+    return _FORWARD[arch, far][kind] if kernel == "forward" else _BACKWARD[kernel, arch][kind]
 
 
 def _flat(tiles: LocalTiles) -> LocalTiles:
@@ -87,6 +103,13 @@ def _flat(tiles: LocalTiles) -> LocalTiles:
     )
 
 
-def canonical(grid: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The same tokens with axes of one token first: distances do not change."""
-    return tuple(sorted(grid, key=lambda size: size > 1))
+def canonical(grid: Sequence[int], frames_are_rows: bool) -> tuple[int, int, int]:
+    """The same tokens, where distances allow it with axes of one token first.
+
+    A single column is a row. A frame among one-row frames is a row too, unless only rows and
+    columns have cells.
+    """
+    frames, height, width = grid
+    if frames_are_rows:
+        return tuple(sorted(grid, key=lambda size: size > 1))
+    return (frames, width, height) if width == 1 else (frames, height, width)

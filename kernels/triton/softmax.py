@@ -24,13 +24,15 @@ def scores(q0, q1, k0, k1, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def update(s, v0, v1, m, l, acc0, acc1, scale2, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+def update(
+    s, v0, v1, m, l, acc0, acc1, scale2, SPLIT: tl.constexpr, PRECISION: tl.constexpr, shift=0.0
+):
     """Take scores s [M, N], -inf where hidden, and values into maximum m, sum l and accumulators.
 
-    `scale2` is the scale of the logits times log2(e).
+    `scale2` is the scale of the logits times log2(e); `shift` adds to all scores, row by row.
     """
-    m_new = tl.maximum(m, tl.max(s, 1))
-    p = tl.exp2(tl.fma(s, scale2, -(m_new * scale2)[:, None]))
+    m_new = tl.maximum(m, tl.max(s, 1) + shift)
+    p = tl.exp2(tl.fma(s, scale2, ((shift - m_new) * scale2)[:, None]))
     alpha = tl.exp2((m - m_new) * scale2)
     l = l * alpha + tl.sum(p, 1)
     weights = p.to(v0.dtype)

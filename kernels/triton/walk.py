@@ -76,13 +76,14 @@ def gaps(cell, first, offset, size, CELL: tl.constexpr, UNITS: tl.constexpr, SID
 
 @triton.jit
 def near_of(
-    y, x, first_y, first_x, height, width, within,
-    M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CELL: tl.constexpr,
+    y, x, first_y, first_x, rows, columns, within,
+    M: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, CELL: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """Whether tokens (y, x) and those of the tile walked to are in each other's window, [M, KH KW].
+    """Whether the cells of tokens (y, x) and of the keys of a tile are close, [M, KH KW].
 
-    The squared distance is compared as dx^2 < within - dy^2, which costs one instruction a pair.
+    A cell is CELL tokens or UNITS keys wide. The squared distance is compared as
+    dx^2 < within - dy^2, which costs one instruction a pair.
     """
-    dy2 = gaps(y // CELL, first_y, tl.arange(0, KH), height, CELL, CELL, KH)
-    dx2 = gaps(x // CELL, first_x, tl.arange(0, KW), width, CELL, CELL, KW)
+    dy2 = gaps(y // CELL, first_y, tl.arange(0, KH), rows, CELL, UNITS, KH)
+    dx2 = gaps(x // CELL, first_x, tl.arange(0, KW), columns, CELL, UNITS, KW)
     return tl.reshape(dx2[:, None, :] < (within - dy2)[:, :, None], [M, KH * KW])
