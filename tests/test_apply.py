@@ -14,9 +14,12 @@ from diffusers.models.transformers.transformer_flux import (
 from torch._dynamo.testing import CompileCounter
 
 from foveate.attn_processors import (
+    AgentAttnProcessor,
     FoveatedAttnProcessor,
     LocalAttnProcessor,
+    NeighborhoodAttnProcessor,
     SoftmaxAttnProcessor,
+    WindowAttnProcessor,
     apply,
 )
 from foveate.attn_processors.redirect import Redirected
@@ -82,18 +85,34 @@ def test_identity_is_not_empty(tiny):
 
 
 @pytest.mark.parametrize(
-    "wide", [LocalAttnProcessor(radius=64), FoveatedAttnProcessor(radius=64)], ids=["local", "fov"]
+    "wide",
+    [
+        LocalAttnProcessor(radius=64),
+        FoveatedAttnProcessor(radius=64),
+        AgentAttnProcessor(agents=4096),
+        NeighborhoodAttnProcessor(kernel_size=(1, 64, 64)),
+        WindowAttnProcessor(window_size=(1, 64, 64), shift=0.5),
+    ],
+    ids=lambda processor: processor.operator_name,
 )
-def test_radius_over_the_grid_is_dense(tiny, wide):
+def test_options_over_the_grid_are_dense(tiny, wide):
     want = tiny()
     with apply(tiny.pipe, wide):
         assert torch.allclose(tiny(), want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "narrow", [LOCAL, FoveatedAttnProcessor(radius=2, pool=2)], ids=["local", "fov"]
+    "narrow",
+    [
+        LOCAL,
+        FoveatedAttnProcessor(radius=2, pool=2),
+        AgentAttnProcessor(agents=6),
+        NeighborhoodAttnProcessor(kernel_size=(1, 3, 3)),
+        WindowAttnProcessor(seed=0),
+    ],
+    ids=lambda processor: processor.operator_name,
 )
-def test_small_radius_differs(tiny, narrow):
+def test_small_options_differ(tiny, narrow):
     want = tiny()
     with apply(tiny.pipe, narrow):
         got = tiny()

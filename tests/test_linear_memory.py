@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from foveate.kernels import TokenLayout, foveated_attention, local_attention
+from foveate.kernels import (
+    TokenLayout,
+    agent_attention,
+    foveated_attention,
+    local_attention,
+    neighborhood_attention,
+    window_attention,
+)
 from oracles import LargestTensor, make_qkv
 
 
@@ -25,6 +32,10 @@ def largest(operator, side, requires_grad=False, **options):
         (foveated_attention, {"radius": 3, "levels": 1}),
         (foveated_attention, {"radius": 3, "pool": 2, "levels": 2}),
         (foveated_attention, {"radius": 3, "mass": False, "partition": False}),
+        (local_attention, {"radius": [3]}),
+        (neighborhood_attention, {"kernel_size": (1, 5, 5), "dilation": (1, 2, 1)}),
+        (window_attention, {"window_size": (1, 8, 8), "shift": (0, 4, 4)}),
+        (agent_attention, {"agents": 64}),
     ],
 )
 def test_the_largest_tensor_is_linear_in_tokens(operator, options):

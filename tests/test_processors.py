@@ -10,9 +10,12 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from foveate.attn_processors import (
+    AgentAttnProcessor,
     FoveatedAttnProcessor,
     LocalAttnProcessor,
+    NeighborhoodAttnProcessor,
     SoftmaxAttnProcessor,
+    WindowAttnProcessor,
     apply,
 )
 from foveate.kernels.layout import TokenLayout
@@ -23,6 +26,9 @@ OPERATORS = [
     SoftmaxAttnProcessor(),
     LocalAttnProcessor(radius=3),
     FoveatedAttnProcessor(radius=2, pool=2),
+    AgentAttnProcessor(agents=12, shortcut=0.1),
+    NeighborhoodAttnProcessor(kernel_size=(1, 3, 5)),
+    WindowAttnProcessor(window_size=(1, 4, 4), shift=0.5),
 ]
 
 
@@ -216,6 +222,12 @@ def test_repr_shows_what_is_set():
             "partition=False takes levels=1",
         ),
         (lambda: FoveatedAttnProcessor(levels=0), "levels must be an integer >= 1, got 0"),
+        (lambda: LocalAttnProcessor(radius=(4, 0)), "radius must be an integer >= 1, got 0"),
+        (lambda: AgentAttnProcessor(agents=0), "agents must be an integer >= 1, got 0"),
+        (
+            lambda: NeighborhoodAttnProcessor(kernel_size=(7, 7)),
+            r"kernel_size must be \(frames, rows, columns\), got \(7, 7\)",
+        ),
     ],
 )
 def test_bad_options(make, message):
