@@ -1,10 +1,11 @@
 """Foveated attention by Triton as a PyTorch operator, with gradients, for torch.compile.
 
-One pass: context, near tokens and every ring of cells go through one softmax of one program. As
-branches merged by log-sum-exp, q would be read and a partial output written and read once for each
-set of keys, which on a 64 x 64 grid of radius 8 is as much traffic as the operator itself has;
-the loops take the same instructions either way. CPU tensors run the torch path of the same
-operator, unless Triton interprets its kernels.
+One pass: context, near tokens and every ring of cells go through one softmax in one program. The
+loops take the same instructions per score element as they would in kernels of their own, and the
+state they share costs a few registers and no spill (docs/kernels.md). As three branches merged by
+log-sum-exp, q and a partial output would travel once for each: N D numbers twelve times over memory
+instead of four. CPU tensors run the torch path of the same operator, unless Triton interprets its
+kernels.
 """
 
 from __future__ import annotations

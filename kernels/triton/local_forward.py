@@ -19,11 +19,12 @@ __all__ = ["attend_context", "attend_near", "local_forward_kernel"]
 
 @triton.jit
 def _context_step(
-    q0, q1, CK, CV, b, h, first, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+    q0, q1, CK, CV, b, h, first, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BC: tl.constexpr,
     MASKED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Take BC context keys from `first` on; MASKED where they may run over the end."""
+    row = tl.arange(0, BC)
     real = row < context - first
     if TMA:
         k0 = CK.load([b, h, first, 0]).reshape([BC, D0])
@@ -44,16 +45,18 @@ def attend_context(
     TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Take all context keys, those that do not fill a block first."""
-    row = tl.arange(0, BC)
     full = context // BC * BC
     if TAIL:
-        m, l, acc0, acc1 = _context_step(
-            q0, q1, CK, CV, b, h, full, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
-            D, D0, D1, BC, True, TMA,
-        )  # fmt: skip
+        # a descriptor reads whole blocks; with pointers a few keys take fewer registers
+        FEW: tl.constexpr = BC if TMA else 16
+        for c in tl.range(full, context, FEW, num_stages=1):
+            m, l, acc0, acc1 = _context_step(
+                q0, q1, CK, CV, b, h, c, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+                D, D0, D1, FEW, True, TMA,
+            )  # fmt: skip
     for c in tl.range(0, full, BC):
         m, l, acc0, acc1 = _context_step(
-            q0, q1, CK, CV, b, h, c, row, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
+            q0, q1, CK, CV, b, h, c, ck_row, cv_row, context, m, l, acc0, acc1, scale2,
             D, D0, D1, BC, False, TMA,
         )  # fmt: skip
     return m, l, acc0, acc1

@@ -33,15 +33,18 @@ class LocalTiles:
 _SMALL = LocalTiles(8, 8, 8, 8, num_warps=4)
 _WIDE = LocalTiles(8, 16, 8, 8)
 _THIN = LocalTiles(8, 16, 4, 8, context=32)
+_NARROW = LocalTiles(8, 16, 2, 8, context=16)
+_SMALL_NARROW = LocalTiles(8, 8, 2, 8, context=16, num_warps=4)
 _SMALL_THIN = LocalTiles(8, 8, 4, 8, context=32, num_warps=4)
+_SPLIT_THIN = LocalTiles(8, 8, 4, 8, context=32)
 _SMALL_TMA = LocalTiles(8, 8, 8, 8, num_warps=4, tma=True)
 _WIDE_TMA = LocalTiles(8, 16, 8, 16, tma=True)
 
 # forward, by architecture and whether the radius is beyond 8;
 # head dims up to 128 of one power of two, of two, and beyond 128
 _FORWARD = {
-    ("sm_80", False): (_WIDE, _WIDE, _THIN),
-    ("sm_80", True): (_WIDE, _WIDE, _THIN),
+    ("sm_80", False): (_WIDE, _WIDE, _NARROW),
+    ("sm_80", True): (_WIDE, _WIDE, _NARROW),
     ("sm_90", False): (_SMALL_TMA, _SMALL, _SMALL),
     ("sm_90", True): (_WIDE_TMA, _WIDE, _SMALL),
     ("sm_100", False): (_WIDE_TMA, _WIDE, _WIDE),
@@ -55,8 +58,8 @@ _BACKWARD = {
     ("queries", "sm_90"): (_THIN, _THIN, _THIN),
     ("queries", "sm_100"): (_THIN, _THIN, _THIN),
     ("queries", "gfx942"): (_THIN, _THIN, _THIN),
-    ("keys", "sm_80"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
-    ("keys", "sm_90"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+    ("keys", "sm_80"): (_SMALL_THIN, _SMALL_NARROW, _SMALL_NARROW),
+    ("keys", "sm_90"): (_SMALL_THIN, _SMALL_THIN, _SPLIT_THIN),
     ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
     ("keys", "gfx942"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
 }

@@ -1,9 +1,11 @@
-"""Every default of local attention's kernels, for the offline check."""
+"""Every default of the kernels of local and foveated attention, for the offline check."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .foveated_backward import foveated_backward_cells_kernel
 from .launch import architectures, signature
 from .local_backward import local_backward_keys_kernel, local_backward_queries_kernel
 from .local_forward import local_forward_kernel
@@ -21,39 +23,87 @@ _KERNELS = {
     "keys": local_backward_keys_kernel,
 }
 _FLOAT32 = ("LSE", "GRAD_LSE", "SHIFT", "CLSE", "CSHIFT")
+_POOLED = ("K1", "V1", "K2", "V2")
 
 
 def variants() -> list[Variant]:
-    """One for each different default of a kernel, an architecture and a head dim."""
+    """Local attention's, then those of foveated attention with one level of cells of side 4."""
+    local = [_variant(*case, 0) for name in _KERNELS for case in _cases(name, _DIMS)]
+    foveated = [
+        _variant(*case, 1) for name in ("forward", "queries") for case in _cases(name, (128,))
+    ]
+    return local + foveated + [_cells(*case) for case in _cases("keys", (128,))]
+
+
+def _cases(name: str, dims: Sequence[int]) -> list[tuple[str, str, int, int, LocalTiles]]:
+    """Name, architecture, head dim, least radius and tiles of each different default."""
     found = {}
-    for name, kernel in _KERNELS.items():
-        for dim in _DIMS:
-            for arch, radius, tiles in defaults(name, dim):
-                kept = found.setdefault((name, arch, dim, tiles), (radius, kernel))
-                found[name, arch, dim, tiles] = (min(kept[0], radius), kernel)
-    return [_variant(*key, *value) for key, value in found.items()]
+    for dim in dims:
+        for arch, radius, tiles in defaults(name, dim):
+            key = (arch, dim, tiles)
+            found[key] = min(radius, found.get(key, radius))
+    return [(name, arch, dim, radius, tiles) for (arch, dim, tiles), radius in found.items()]
 
 
 def _variant(
-    name: str, arch: str, dim: int, tiles: LocalTiles, radius: int, kernel: Any
+    name: str, arch: str, dim: int, radius: int, tiles: LocalTiles, levels: int
 ) -> Variant:
+    kernel = _KERNELS[name]
+    shapes = _shapes(kernel, dim, tiles) | {
+        x: None for x in _POOLED[2 * levels :] if x in kernel.arg_names
+    }
+    if levels:
+        shapes |= {"CELL": 4, "LEVELS": levels, "POOL": 4}
+    types = _types(kernel, shapes)
+    if "TMA" in shapes and tiles.tma:
+        box = f"tensordesc<bf16[1, 1, {tiles.key_height}, {tiles.key_width}, {dim}]>"
+        block = f"tensordesc<bf16[1, 1, {tiles.context}, {dim}]>"
+        types |= {"K": box, "V": box, "CK": block, "CV": block}
+    most = _most(dim, radius) if name == "forward" and not levels else {}
+    loops = _loops(name, tiles) + levels * _loops("cells", tiles)
+    operator = "foveated" if levels else "local"
+    return _made(
+        f"{operator}_{name}_{dim}_{arch}_{radius}", kernel, arch, types, shapes, tiles, loops, most
+    )
+
+
+def _cells(name: str, arch: str, dim: int, radius: int, tiles: LocalTiles) -> Variant:
+    kernel = foveated_backward_cells_kernel
+    shapes = _shapes(kernel, dim, tiles)
+    types = _types(kernel, shapes)
+    loops = _loops("cells", tiles)
+    return _made(
+        f"foveated_cells_{dim}_{arch}_{radius}", kernel, arch, types, shapes, tiles, loops, {}
+    )
+
+
+def _shapes(kernel: Any, dim: int, tiles: LocalTiles) -> dict[str, Any]:
     d0, d1 = head_parts(dim)
     shapes = {
         "D": dim, "D0": d0, "D1": d1, "TH": tiles.height, "TW": tiles.width,
         "KH": tiles.key_height, "KW": tiles.key_width, "BC": tiles.context, "CELL": 1,
         "FRAMES": False, "CONTEXT": True, "TAIL": True, "TMA": tiles.tma, "UNIT": 8, "I64": False,
+        "LEVELS": 0, "POOL": 4, "CUT": False, "U": 4, "LAST": True, "PARTITION": True,
     }  # fmt: skip
-    shapes = {key: value for key, value in shapes.items() if key in kernel.arg_names}
+    return {key: value for key, value in shapes.items() if key in kernel.arg_names}
+
+
+def _types(kernel: Any, shapes: Mapping[str, Any]) -> dict[str, str]:
     types = signature(kernel, shapes, "bf16", [x for x in _FLOAT32 if x in kernel.arg_names])
-    if "scale" in types:
-        types["scale"] = "fp32"
-    if tiles.tma:
-        box = f"tensordesc<bf16[1, 1, {tiles.key_height}, {tiles.key_width}, {dim}]>"
-        block = f"tensordesc<bf16[1, 1, {tiles.context}, {dim}]>"
-        types |= {"K": box, "V": box, "CK": block, "CV": block}
+    return types | {name: "fp32" for name in ("scale", "mass") if name in types}
+
+
+def _loops(name: str, tiles: LocalTiles) -> tuple[tuple[int, int], ...]:
+    """Score elements of the loops over the context, few and many, and over the grid."""
     stationary = tiles.height * tiles.width
+    few = ((stationary, tiles.context if tiles.tma else 16),) if name == "forward" else ()
+    context = ((stationary, tiles.context),) if name != "cells" else ()
+    return (*few, *context, (stationary, tiles.key_height * tiles.key_width))
+
+
+def _made(name, kernel, arch, types, shapes, tiles, loops, most) -> Variant:
     return Variant(
-        f"local_{name}_{dim}_{arch}_radius_{radius}",
+        name,
         kernel,
         types,
         shapes,
@@ -61,13 +111,11 @@ def _variant(
         tiles.num_stages,
         architectures(arch),
         default=True,
-        tiles=((stationary, tiles.context), (stationary, tiles.key_height * tiles.key_width)),
-        instructions_at_most=_most(name, dim, radius),
+        tiles=loops,
+        instructions_at_most=most,
     )
 
 
-def _most(name: str, dim: int, radius: int) -> dict[str, float]:
-    """Instructions per masked score element that the forward kernel is held to."""
-    if (name, dim) != ("forward", 128):
-        return {}
-    return {"sm_80": 21.0, "sm_90": 17.0 if radius <= 8 else 13.0}
+def _most(dim: int, radius: int) -> dict[str, float]:
+    """Instructions per masked score element that local attention's forward kernel is held to."""
+    return {"sm_80": 21.0, "sm_90": 17.0 if radius <= 8 else 13.0} if dim == 128 else {}
