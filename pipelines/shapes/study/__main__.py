@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(MODELS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--number", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/foveated"))
     parser.add_argument("--page", type=Path, default=Path("docs/foveated.md"))
     parser.add_argument("--scratch", type=Path, default=Path("runs/study"))
