@@ -36,6 +36,18 @@ def test_lse_is_the_log_of_the_normaliser(impl):
     torch.testing.assert_close(lse, (q @ k.mT / 4).logsumexp(-1), **FLOAT64)
 
 
+def test_named_triton_runs_or_raises():
+    pytest.importorskip("triton")
+    from foveate.kernels.triton.device import interprets
+
+    q, k, v = make_qkv(LAYOUT, dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match="attn_mask|CPU"):
+        softmax_attention(q, k, v, attn_mask=torch.ones(47, 47).bool(), impl="triton")
+    if interprets():
+        out = softmax_attention(q, k, v, impl="triton")
+        torch.testing.assert_close(out, dense(q, k, v), rtol=1e-5, atol=1e-6)
+
+
 def test_merged_branches_equal_the_union():
     q, k, v = make_qkv(LAYOUT)
     parts = [

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from triton_interpreter import DEVICE  # isort: skip, before triton
-from foveate.kernels.triton import pool_forward
+from foveate.kernels.triton import pool, pool_forward
 from foveate.kernels.triton.pool import pool_cells, tile_statistics, why_not
 
 
@@ -82,7 +82,14 @@ def test_fused_projection():
     assert error(found, means(x.double(), (1, 4, 5), (1, 2, 2))) <= 1e-6
 
 
-def test_operators():
+@pytest.fixture(params=["kernels", "torch"])
+def path(request, monkeypatch):
+    """What the operators run on the CPU: interpreted kernels, or the torch path of other users."""
+    if request.param == "torch":
+        monkeypatch.setattr(pool, "interprets", lambda: False)
+
+
+def test_operators(path):
     grid, cell = (1, 5, 6), (1, 2, 4)
     x = tokens(grid, 16).requires_grad_()
     torch.library.opcheck(torch.ops.foveate.pool_forward.default, (x, list(grid), list(cell)))

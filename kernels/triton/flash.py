@@ -1,14 +1,15 @@
 """Flash attention with split keys as a PyTorch operator, with gradients, for torch.compile.
 
 Right for few queries over many keys (context queries over a whole sequence, agents over tokens) and
-for many queries over few. CPU tensors run the torch path of the same operator.
+for many queries over few. CPU tensors run the torch path of the same operator, unless Triton
+interprets its kernels.
 """
 
 import torch
 
 from ..partial import partial_backward, partial_forward
 from . import flash_backward, flash_forward
-from .device import why_not_tensors
+from .device import interprets, why_not_tensors
 
 __all__ = ["flash_attention", "why_not"]
 
@@ -29,7 +30,7 @@ def flash_attention(
     out = 0 and lse = -inf. Raises NotImplementedError with the text of `why_not` on a GPU.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if q.device.type != "cpu" and (reason := why_not(q, k, v, bias, scale)):
+    if (q.device.type != "cpu" or interprets()) and (reason := why_not(q, k, v, bias, scale)):
         raise NotImplementedError(f"flash attention: {reason}")
     if bias is not None:
         bias = bias.to(torch.promote_types(q.dtype, torch.float32))
@@ -62,6 +63,8 @@ def _forward(
 
 @_forward.register_kernel("cpu")
 def _(q, k, v, bias, scale):
+    if interprets():
+        return flash_forward.forward(q, k, v, bias, scale)
     rows = None if bias is None else bias.unsqueeze(0)
     out, lse = partial_forward(q, k, v, rows, scale, empty_rows=bias is not None)
     return torch.empty_like(q).copy_(out), lse.contiguous()
@@ -90,6 +93,8 @@ def _backward(
 
 @_backward.register_kernel("cpu")
 def _(grad_out, grad_lse, q, k, v, bias, out, lse, scale):
+    if interprets():
+        return flash_backward.backward(grad_out, grad_lse, q, k, v, bias, out, lse, scale)
     rows = None if bias is None else bias.unsqueeze(0)
     return partial_backward(grad_out, grad_lse, q, k, v, rows, out, lse, scale)
 

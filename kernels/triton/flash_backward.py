@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .flash_tiles import Tiles, tiles_for, variants_of
-from .launch import in_units, slab, split
+from .launch import in_units, slab, split, with_rows
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores
 from .variants import Variant
@@ -215,9 +215,10 @@ def queries(
     scale: float,
     tiles: Tiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """dq and shift = grad_lse - sum_d grad_out out; lse, grad_lse [B, H, M] contiguous float32."""
+    """dq and shift = grad_lse - sum_d grad_out out; lse [B, H, M] is contiguous float32."""
     batch, heads, length, dim = q.shape
     tiles = tiles_for("queries", q) if tiles is None else tiles
+    grad_out, grad_lse = with_rows(grad_out), grad_lse.contiguous()
     shift = torch.empty_like(lse)
     d0, d1 = head_parts(dim)
     grid = (triton.cdiv(length, tiles.queries), batch * heads)
@@ -247,6 +248,7 @@ def keys(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dk and dv; shift as `queries` gives it."""
     batch, heads, length, dim = q.shape
+    grad_out = with_rows(grad_out)
     tiles = tiles_for("keys", q) if tiles is None else tiles
     d0, d1 = head_parts(dim)
     grid = (triton.cdiv(k.shape[2], tiles.keys), batch * heads)
@@ -276,7 +278,7 @@ def backward(
     query_tiles: Tiles | None = None,
     key_tiles: Tiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq, dk, dv from what `forward` took and gave; grad_lse [B, H, M] is contiguous float32."""
+    """dq, dk, dv from what `forward` took and gave, and its gradients."""
     dq, shift = queries(grad_out, grad_lse, q, k, v, bias, out, lse, scale, query_tiles)
     return dq, *keys(grad_out, q, k, v, bias, lse, shift, scale, key_tiles)
 

@@ -36,15 +36,15 @@ _TILES = {
     ("forward", "sm_80"): (Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2)),
     ("forward", "sm_90"): (Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("forward", "sm_100"): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
-    ("forward", "gfx942"): (Tiles(128, 32, 4, 1), Tiles(128, 32, 4, 1), Tiles(128, 32, 8, 1)),
+    ("forward", "gfx942"): (Tiles(128, 32, 4, 1), Tiles(128, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ("queries", "sm_80"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(64, 32, 4, 2)),
     ("queries", "sm_90"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2)),
     ("queries", "sm_100"): (Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2)),
-    ("queries", "gfx942"): (Tiles(128, 32, 8, 1), Tiles(128, 32, 8, 1), Tiles(128, 32, 8, 1)),
+    ("queries", "gfx942"): (Tiles(128, 32, 8, 1), Tiles(64, 32, 4, 1), Tiles(64, 32, 4, 1)),
     ("keys", "sm_80"): (Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 1), Tiles(16, 64, 4, 2)),
-    ("keys", "sm_90"): (Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(32, 64, 4, 2)),
+    ("keys", "sm_90"): (Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(16, 64, 4, 2)),
     ("keys", "sm_100"): (Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2), Tiles(32, 128, 8, 2)),
-    ("keys", "gfx942"): (Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1), Tiles(32, 64, 8, 1)),
+    ("keys", "gfx942"): (Tiles(32, 64, 4, 1), Tiles(32, 64, 4, 1), Tiles(32, 32, 4, 1)),
 }
 
 

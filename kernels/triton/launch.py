@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["architectures", "in_units", "signature", "slab", "split"]
+__all__ = ["architectures", "in_units", "signature", "slab", "split", "with_rows"]
 
 # enough programs for some eight rounds on the largest GPUs
 _PROGRAMS = 1024
@@ -25,6 +25,11 @@ def split(programs: int, length: int, block: int, least_blocks: int = 8) -> tupl
     wanted = min(triton.cdiv(_PROGRAMS, max(programs, 1)), length // (block * least_blocks))
     chunk = triton.cdiv(triton.cdiv(max(length, 1), max(wanted, 1)), block) * block
     return triton.cdiv(max(length, 1), chunk), chunk
+
+
+def with_rows(x: torch.Tensor) -> torch.Tensor:
+    """x, or a copy if its rows are not contiguous; gradients come with any strides."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def in_units(*tensors: torch.Tensor) -> tuple[int, list[int]]:

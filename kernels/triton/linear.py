@@ -3,13 +3,13 @@
 out_i = phi(q_i) S / (phi(q_i) z + eps) with the means S = 1/N sum_j phi(k_j) v_j^T and
 z = 1/N sum_j phi(k_j): LinFusion's convention (arXiv:2409.02097 and its code), to which its eps of
 1e-4 belongs. The state alone is what ranks exchange and what hybrids subtract from. CPU tensors run
-the torch path of the same operators.
+the torch path of the same operators, unless Triton interprets its kernels.
 """
 
 import torch
 
 from . import linear_backward, linear_forward, linear_torch
-from .device import why_not_device
+from .device import interprets, why_not_device
 from .linear_maps import FEATURE_MAPS
 from .linear_tiles import empty_rows
 
@@ -66,7 +66,8 @@ def why_not(*tensors: torch.Tensor) -> str:
 def _require(feature_map: str, *tensors: torch.Tensor) -> None:
     if feature_map not in FEATURE_MAPS:
         raise ValueError(f"feature_map must be one of {FEATURE_MAPS}, got {feature_map!r}")
-    if tensors[0].device.type != "cpu" and (reason := why_not(*tensors)):
+    on_cpu = tensors[0].device.type == "cpu" and not interprets()
+    if not on_cpu and (reason := why_not(*tensors)):
         raise NotImplementedError(f"linear attention: {reason}")
 
 
@@ -103,23 +104,31 @@ def _output_backward(
 
 @_state.register_kernel("cpu")
 def _(k, v, feature_map):
+    if interprets():
+        return linear_forward.state(k, v, feature_map)
     s, z = linear_torch.state(k, v, feature_map)
     return s.contiguous(), z.contiguous()
 
 
 @_state_backward.register_kernel("cpu")
 def _(grad_s, grad_z, k, v, feature_map):
+    if interprets():
+        return linear_backward.state_backward(grad_s, grad_z, k, v, feature_map)
     dk, dv = linear_torch.state_backward(grad_s, grad_z, k, v, feature_map)
     return torch.empty_like(k).copy_(dk), torch.empty_like(v).copy_(dv)
 
 
 @_output.register_kernel("cpu")
 def _(q, s, z, feature_map, eps):
+    if interprets():
+        return linear_forward.output(q, s, z, feature_map, eps)
     return empty_rows(q, s.shape[-1]).copy_(linear_torch.output(q, s, z, feature_map, eps))
 
 
 @_output_backward.register_kernel("cpu")
 def _(grad, q, s, z, feature_map, eps):
+    if interprets():
+        return linear_backward.output_backward(grad, q, s, z, feature_map, eps)
     dq, ds, dz = linear_torch.output_backward(grad, q, s, z, feature_map, eps)
     return torch.empty_like(q).copy_(dq), ds.contiguous(), dz.contiguous()
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import in_units, slab, split
+from .launch import in_units, slab, split, with_rows
 from .linear_forward import state
 from .linear_maps import features, features_backward
 from .linear_tiles import Tiles, load_block, padded, store_block, tiles_for, variants_of
@@ -100,7 +100,7 @@ def state_backward(
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     # a mean before it is rounded, as in the forward
     s = (grad_s * factor).to(k.dtype).contiguous()
-    _tokens(k, v, s, grad_z * factor, dk, dv, None, feature_map, 0.0, tiles)
+    _tokens(k, v, s, (grad_z * factor).contiguous(), dk, dv, None, feature_map, 0.0, tiles)
     return dk, dv
 
 
@@ -115,9 +115,20 @@ def output_backward(
     state_tiles: Tiles | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, ds [B, H, K, V] and dz [B, H, K] from the gradient of `output` [B, H, N, V]."""
-    dq = torch.empty_like(q)
+    dq, grad = torch.empty_like(q), with_rows(grad)
     weights = (z.new_empty(q.shape[:3]), z.new_empty(q.shape[:3]))
-    _tokens(q, grad, s.to(q.dtype), z, dq, grad, weights, feature_map, eps, tiles)
+    _tokens(
+        q,
+        grad,
+        s.to(q.dtype).contiguous(),
+        z.contiguous(),
+        dq,
+        grad,
+        weights,
+        feature_map,
+        eps,
+        tiles,
+    )
     return dq, *state(q, grad, feature_map, weights, 1.0, state_tiles)
 
 

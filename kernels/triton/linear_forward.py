@@ -139,7 +139,7 @@ def output(
     parts, chunk = split(batch * heads * blocks, length, tiles.tokens, least_blocks=1)
     unit, strides = in_units(q, out)
     _linear_output_kernel[(parts, batch * heads, blocks)](
-        q, s.to(q.dtype), z, out, *strides, heads, length, chunk, eps,
+        q, s.to(q.dtype).contiguous(), z.contiguous(), out, *strides, heads, length, chunk, eps,
         DK=dim, DKP=padded(dim), DV=s.shape[-1], BV=tiles.values,
         BN=tiles.tokens, MAP=feature_map, UNIT=unit,
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,

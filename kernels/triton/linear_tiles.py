@@ -34,9 +34,9 @@ class Tiles:
 
 # head dims that pad to 64, to 128, to 256; the same on every architecture: memory sets the time
 _TILES = {
-    "state": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
+    "state": (Tiles(32, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
     "output": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2)),
-    "backward": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
+    "backward": (Tiles(64, 64, 4, 2), Tiles(32, 128, 8, 2), Tiles(16, 64, 8, 1)),
 }
 
 

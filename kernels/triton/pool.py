@@ -2,7 +2,8 @@
 
 Cells cut by the border average the tokens that are there. The likeness of a cell is the mean cosine
 of its pairs of tokens, |mean unit token|^2, which decides where a block may stand for its tokens
-(SpargeAttn, arXiv:2502.18137) and here needs no gram matrix. CPU tensors run the torch path.
+(SpargeAttn, arXiv:2502.18137) and here needs no gram matrix. CPU tensors run the torch path, unless
+Triton interprets its kernels.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 
 from ..pooling import pool_cells as pool_on_cpu
 from . import pool_forward
-from .device import why_not_device
+from .device import interprets, why_not_device
 
 __all__ = ["pool_cells", "tile_statistics", "why_not"]
 
@@ -52,7 +53,7 @@ def _require(x: torch.Tensor, grid: Sequence[int], cell: Sequence[int]) -> None:
         raise ValueError(f"grid must be (f, h, w) of {x.shape[2]} tokens, got {tuple(grid)}")
     if len(cell) != 3 or min(cell) < 1:
         raise ValueError(f"cell must be three sizes >= 1, got {tuple(cell)}")
-    if x.device.type != "cpu" and (reason := why_not(x)):
+    if (x.device.type != "cpu" or interprets()) and (reason := why_not(x)):
         raise NotImplementedError(f"pooling: {reason}")
 
 
@@ -77,17 +78,23 @@ def _statistics(
 
 @_pool.register_kernel("cpu")
 def _(x, grid, cell):
+    if interprets():
+        return pool_forward.forward(x, grid, cell)
     return pool_on_cpu(x.unflatten(2, grid), cell).flatten(2, 4)
 
 
 @_pool_backward.register_kernel("cpu")
 def _(grad, x, grid, cell):
+    if interprets():
+        return pool_forward.backward(grad, x, grid, cell)
     index = _cell_index(grid, cell)
     return torch.empty_like(x).copy_((grad / index.bincount()[:, None])[:, :, index])
 
 
 @_statistics.register_kernel("cpu")
 def _(x, grid, cell):
+    if interprets():
+        return pool_forward.statistics(x, grid, cell)
     unit = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
     return _pool(x, grid, cell), _pool(unit, grid, cell).square().sum(-1)
 
