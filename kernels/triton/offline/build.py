@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..variants import Variant
-from . import amdgcn, sass
+from . import amdgcn, loops, reading, sass
 from .reading import Loop, Reading, read_listing
 
 __all__ = ["build", "cached_build"]
 
+READERS = (amdgcn, loops, reading, sass)  # a reading is as old as their source
 WAVE = {"cuda": 32, "hip": 64}  # threads a warp
 
 
@@ -29,12 +30,15 @@ def _target(architecture: str) -> tuple[str, int | str]:
 
 
 def _signature(variant: Variant) -> dict[str, str]:
-    """Types of all arguments in order; raises ValueError when one is missing or unknown."""
+    """Types of all arguments in order; raises ValueError when they are not the kernel's."""
     names = list(variant.kernel.arg_names)
     given = {**variant.signature, **dict.fromkeys(variant.constexprs, "constexpr")}
     if sorted(given) != sorted(names):
         missing, unknown = sorted({*names} - {*given}), sorted({*given} - {*names})
         raise ValueError(f"{variant.name}: arguments missing {missing}, unknown {unknown}")
+    constants = {parameter.name for parameter in variant.kernel.params if parameter.is_constexpr}
+    if typed := sorted(constants & {*variant.signature}):
+        raise ValueError(f"{variant.name}: {typed} are constexpr and need a value, got a type")
     return {name: given[name] for name in names}
 
 
@@ -46,6 +50,14 @@ def _attributes(variant: Variant, signature: dict[str, str]) -> dict[tuple[int],
         (place,): [["tt.divisibility", 16]]
         for place, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name in variant.divisible
+    }
+
+
+def _options(variant: Variant) -> dict[str, Any]:
+    return {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        **variant.options,
     }
 
 
@@ -62,12 +74,8 @@ def _compile(variant: Variant, architecture: str) -> Any:
         attrs=_attributes(variant, signature),
     )
     backend, name = _target(architecture)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-    return triton.compile(
-        source,
-        target=GPUTarget(backend, name, WAVE[backend]),
-        options=options | dict(variant.options),
-    )
+    target = GPUTarget(backend, name, WAVE[backend])
+    return triton.compile(source, target=target, options=_options(variant))
 
 
 def _tool(name: str, *arguments: str) -> str:
@@ -112,16 +120,20 @@ def build(variant: Variant, architecture: str) -> Reading:
 def _key(variant: Variant, architecture: str) -> str:
     import triton
 
-    readers = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    signature = _signature(variant)
     constants = {
         name: getattr(value, "cache_key", repr(value)) for name, value in variant.constexprs.items()
     }
     cause = [
-        *readers, triton.__version__, variant.kernel.cache_key, architecture, variant.num_warps,
-        variant.num_stages, sorted(variant.divisible), *map(sorted, (
-            variant.signature.items(), constants.items(), map(repr, variant.options.items())
-        )),
-    ]  # fmt: skip
+        *[Path(module.__file__).read_text() for module in READERS],
+        triton.__version__,
+        variant.kernel.cache_key,
+        architecture,
+        signature,
+        [*_attributes(variant, signature)],
+        sorted(constants.items()),
+        sorted(_options(variant).items()),
+    ]
     return hashlib.sha256(json.dumps(cause).encode()).hexdigest()
 
 
@@ -130,9 +142,9 @@ def cached_build(variant: Variant, architecture: str, folder: Path) -> Reading:
     path = folder / f"{_key(variant, architecture)}.json"
     if path.exists():
         kept = json.loads(path.read_text())
-        loops = tuple(Loop(**loop) for loop in kept.pop("loops"))
-        return Reading(**kept | {"kinds": tuple(kept["kinds"]), "loops": loops})
-    reading = build(variant, architecture)
+        kept["loops"] = tuple(Loop(**loop) for loop in kept["loops"])
+        return Reading(**kept | {"kinds": tuple(kept["kinds"])})
+    fresh = build(variant, architecture)
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(reading)))
-    return reading
+    path.write_text(json.dumps(asdict(fresh)))
+    return fresh
