@@ -1,8 +1,7 @@
 """Train the autoencoder that both embedded models share: 4 pixels to a latent, 4 channels.
 
 The loss holds the latents near zero mean and unit variance, so that `scaling_factor` is 1 and
-`shift_factor` 0. With `--refine FOLDER` the decoder alone goes on learning from there: latents,
-and all that was trained on them, stay as they are.
+`shift_factor` 0.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from .loop import TrainingConfig, train
 __all__ = ["build_autoencoder", "main", "pictures"]
 
 CONFIG = TrainingConfig(steps=1500, learning_rate=2e-3, ema=0.995, warmup=50)
-REFINE = TrainingConfig(steps=4000, learning_rate=1e-3, ema=0.998, warmup=50)
 BATCH = 12
 SIDES = (32, 48, 64, 64, 80)
 
@@ -59,20 +57,15 @@ def loss_of(model: AutoencoderTiny, step: int, generator: torch.Generator) -> to
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"))
-    parser.add_argument("--refine", type=Path, help="a trained autoencoder, encoder kept")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(CONFIG.seed)
-    model, config = build_autoencoder(), CONFIG
-    if arguments.refine is not None:
-        model, config = AutoencoderTiny.from_pretrained(arguments.refine), REFINE
-        model.encoder.requires_grad_(False)
 
     def save(average: AutoencoderTiny, step: int) -> None:
         average.save_pretrained(arguments.out / "vae")
 
-    train(model, loss_of, arguments.out, config, save)
+    train(build_autoencoder(), loss_of, arguments.out, CONFIG, save)
 
 
 if __name__ == "__main__":

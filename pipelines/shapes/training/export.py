@@ -1,6 +1,6 @@
 """Put a trained pipeline into the package: half-precision weights and the training log.
 
-python -P -m foveate.pipelines.shapes.training.export sd --run runs/sd --vae runs/refine/vae
+python -P -m foveate.pipelines.shapes.training.export sd --run runs/sd
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from ..load import MODELS, weights_folder
 
@@ -20,11 +20,9 @@ __all__ = ["export", "main"]
 UNWANTED = ("_name_or_path", "name_or_path")
 
 
-def export(name: str, run: Path, vae: Path | None) -> Path:
-    """Write the embedded model `name` from the run's pipeline, with another decoder if asked."""
+def export(name: str, run: Path) -> Path:
+    """Write the embedded model `name` from the run's pipeline."""
     pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
-    if vae is not None:
-        pipe.register_modules(vae=AutoencoderTiny.from_pretrained(vae))
     folder = weights_folder(name)
     pipe.to(torch.float16).save_pretrained(folder)
     _clean(folder)
@@ -47,9 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=tuple(MODELS))
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, default=None)
     arguments = parser.parse_args()
-    export(arguments.name, arguments.run, arguments.vae)
+    export(arguments.name, arguments.run)
 
 
 if __name__ == "__main__":

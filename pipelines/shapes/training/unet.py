@@ -31,7 +31,7 @@ EARLY_MIX = {32: (32, 0.45), 64: (24, 0.49), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(stages=((0.3, {32: (32, 1.0)}), (0.6, EARLY_MIX), (1.0, BASE_MIX)))
 # for `--more`
 MORE_CONFIG = replace(CONFIG, learning_rate=7e-4, ema=0.998)
-MORE = Curriculum(stages=((0.4, {32: (32, 1.0)}), (0.7, EARLY_MIX), (1.0, BASE_MIX)))
+MORE = Curriculum(stages=((1.0, BASE_MIX),))
 UNCONDITIONAL = 0.1
 PROBES = 0.1  # weight of the probes
 # log-SNR of the steps trained on: a normal distribution, where shapes are decided, and a share of
