@@ -127,8 +127,8 @@ def _row(reading=READING, variant=VARIANT, architecture="sm_80"):
     return row("local", variant, architecture, reading)
 
 
-def _faults(reading=READING, variant=VARIANT, architecture="sm_80"):
-    return faults(_row(reading, variant, architecture), variant, reading)
+def _faults(reading=READING, variant=VARIANT, architecture="sm_80", bars=True):
+    return faults(_row(reading, variant, architecture), variant, reading, bars=bars)
 
 
 def test_sass_loops_leave_out_the_retry_and_the_loop_without_products():
@@ -235,6 +235,7 @@ def test_bar_on_the_last_loop():
     bar = replace(VARIANT, instructions_at_most={"sm_80": 20.5, "sm_90": 13})
     assert _faults(variant=bar) == ["20.59 instructions per score element, at most 20.5"]
     assert _faults(variant=bar, architecture="sm_89") == []
+    assert _faults(variant=bar, bars=False) == []
 
 
 def test_a_rise_of_more_than_a_tenth_is_told():
@@ -262,7 +263,7 @@ def test_every_job_is_judged(capsys):
     broken.set_exception(RuntimeError("where it is\n  tl.dot needs 16 rows\n"))
     over.set_result(replace(READING, spill=8))
     old = {("local", architecture): _row() for _, _, architecture in jobs}
-    rows, failing, rose = judge(jobs, futures, old)
+    rows, failing, rose = judge(jobs, futures, old, bars=True)
     assert [row.architecture for row in rows] == ["sm_80", "sm_86", "sm_90"]
     assert sorted(failing) == [
         "local on sm_89: does not compile, RuntimeError: tl.dot needs 16 rows",

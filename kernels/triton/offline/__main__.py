@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..variants import Variant
 from .jobs import Job, jobs_matching, read
-from .page import read_rows, write
+from .page import read_rows, version_key, write
 from .reading import Reading
 from .rules import Row, faults, rises, row
 
@@ -50,6 +50,8 @@ def judge(
     jobs: dict[Job, Variant],
     futures: dict[Future[Reading], Job],
     old: dict[tuple[str, str], Row],
+    *,
+    bars: bool,
 ) -> tuple[list[Row], list[str], list[str]]:
     """Rows in the order of the jobs, faults, and rises against `old`; says each as it comes."""
     rows: dict[Job, Row] = {}
@@ -62,7 +64,7 @@ def judge(
         else:
             variant, reading = jobs[job], future.result()
             rows[job] = row(job[0], variant, job[2], reading)
-            found = faults(rows[job], variant, reading)
+            found = faults(rows[job], variant, reading, bars=bars)
             more = rises(old[job[1:]], rows[job]) if job[1:] in old else []
         broken += [f"{label}: {text}" for text in found]
         grown += [f"{label}: {text}" for text in more]
@@ -78,11 +80,12 @@ def check(options: argparse.Namespace) -> int:
 
     jobs = dict(jobs_matching(options.only))
     folder = ROOT / "build" / "kernels"
-    known = read_rows(ROOT / "docs" / "kernels.json").get(triton.__version__, [])
-    old = {(row.name, row.architecture): row for row in known}
+    tables = read_rows(ROOT / "docs" / "kernels.json")
+    newest = max([*tables, triton.__version__], key=version_key) == triton.__version__
+    old = {(row.name, row.architecture): row for row in tables.get(triton.__version__, [])}
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         futures = {pool.submit(read, job, folder / "readings"): job for job in jobs}
-        rows, broken, grown = judge(jobs, futures, old)
+        rows, broken, grown = judge(jobs, futures, old, bars=newest)
     failing = broken + ([] if options.accept else grown)
     for line in failing:
         _say(f"FAILS {line}")

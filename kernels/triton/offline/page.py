@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .rules import SHARED_LIMIT, TENSOR_MEMORY_LIMIT, Row
 
-__all__ = ["read_rows", "render", "write"]
+__all__ = ["read_rows", "render", "version_key", "write"]
 
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 HEAD = (
@@ -77,13 +77,14 @@ def _other(version: str, rows: list[Row], main: dict[tuple[str, str], Row]) -> s
     return text + "."
 
 
-def _by_version(version: str) -> tuple[int, ...]:
+def version_key(version: str) -> tuple[int, ...]:
+    """Versions sort by it: 3.10.0 comes after 3.9.0."""
     return tuple(int(part) for part in version.split("+")[0].split(".") if part.isdigit())
 
 
 def render(tables: dict[str, list[Row]]) -> str:
     """Tables of the newest Triton, one a kernel file; a sentence on every other version."""
-    newest, *others = sorted(tables, key=_by_version, reverse=True)
+    newest, *others = sorted(tables, key=version_key, reverse=True)
     rows = tables[newest]
     lines = [f"Triton {newest}, {len(rows)} compiled. Defaults are in bold.", ""]
     for file, group in groupby(rows, key=lambda row: row.file):

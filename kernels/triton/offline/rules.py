@@ -74,15 +74,18 @@ def _defaults(row: Row) -> list[str]:
     return found
 
 
-def faults(row: Row, variant: Variant, reading: Reading) -> list[str]:
-    """Why the variant fails on this architecture; empty when it does not."""
+def faults(row: Row, variant: Variant, reading: Reading, *, bars: bool) -> list[str]:
+    """Why the variant fails on this architecture; empty when it does not.
+
+    `bars`: also hold it to `instructions_at_most`, which are set for the newest Triton.
+    """
     found = _defaults(row) if variant.default else []
     if variant.tensor_cores and not reading.kinds:
         found.append("no tensor-core instruction")
     if variant.tiles and len(variant.tiles) != len(reading.loops):
         found.append(f"declares {len(variant.tiles)} loops, the code has {len(reading.loops)}")
     most = variant.instructions_at_most.get(row.architecture)
-    if most is not None and row.per_element and row.per_element[-1] > most:
+    if bars and most is not None and row.per_element and row.per_element[-1] > most:
         found.append(f"{row.per_element[-1]} instructions per score element, at most {most}")
     return found
 
