@@ -50,7 +50,7 @@ def _linear_backward_kernel(
         f = features(x.to(tl.float32), ok, inside, MAP)
         df = tl.zeros([BN, DKP], tl.float32)
         dot = tl.zeros([BN], tl.float32)
-        for first in tl.static_range(0, DV, BV):
+        for first in tl.range(0, DV, BV):
             values = first + tl.arange(0, BV)
             s = load_block(S, columns, DV, inside, values, values < DV)
             y = load_block(Y + start64 * y_row, rows, y_row, ok, values, values < DV)

@@ -35,8 +35,8 @@ class Tiles:
 # head dims that pad to 64, to 128, to 256; the same on every architecture: memory sets the time
 _TILES = {
     "state": (Tiles(32, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 64, 8, 2)),
-    "output": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(64, 64, 8, 2)),
-    "backward": (Tiles(64, 64, 4, 2), Tiles(32, 128, 8, 2), Tiles(16, 64, 8, 1)),
+    "output": (Tiles(64, 64, 4, 2), Tiles(64, 128, 8, 2), Tiles(32, 32, 4, 2)),
+    "backward": (Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 1), Tiles(16, 32, 4, 1)),
 }
 
 
@@ -45,7 +45,7 @@ def tiles_for(kernel: str, dtype: torch.dtype, keys: int, values: int) -> Tiles:
     widest = padded(max(keys, values))
     tiles = _TILES[kernel][(widest > 64) + (widest > 128)]
     if dtype == torch.float32:
-        tiles = replace(tiles, tokens=32, values=32, num_stages=1)
+        tiles = replace(tiles, tokens=min(tiles.tokens, 32), values=32, num_stages=1)
     return replace(tiles, values=min(tiles.values, padded(values)))
 
 
