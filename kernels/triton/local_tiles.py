@@ -36,7 +36,11 @@ _THIN = LocalTiles(8, 16, 4, 8, context=32)
 _NARROW = LocalTiles(8, 16, 2, 8, context=16)
 _SMALL_NARROW = LocalTiles(8, 8, 2, 8, context=16, num_warps=4)
 _SMALL_THIN = LocalTiles(8, 8, 4, 8, context=32, num_warps=4)
-_SPLIT_THIN = LocalTiles(8, 8, 4, 8, context=32)
+_SPREAD_THIN = LocalTiles(8, 8, 4, 8, context=32)
+# 64 threads a warp, and no copies that run ahead
+_AMD = LocalTiles(8, 16, 4, 8, context=32, num_warps=4, num_stages=1)
+_AMD_SPREAD = LocalTiles(8, 16, 4, 8, context=32, num_stages=1)
+_AMD_SMALL = LocalTiles(8, 8, 4, 8, context=32, num_warps=4, num_stages=1)
 _SMALL_TMA = LocalTiles(8, 8, 8, 8, num_warps=4, tma=True)
 _WIDE_TMA = LocalTiles(8, 16, 8, 16, tma=True)
 
@@ -49,19 +53,19 @@ _FORWARD = {
     ("sm_90", True): (_WIDE_TMA, _WIDE, _SMALL),
     ("sm_100", False): (_WIDE_TMA, _WIDE, _WIDE),
     ("sm_100", True): (_WIDE_TMA, _WIDE, _WIDE),
-    ("gfx942", False): (_THIN, _THIN, _THIN),
-    ("gfx942", True): (_THIN, _THIN, _THIN),
+    ("gfx942", False): (_AMD, _AMD, _AMD_SPREAD),
+    ("gfx942", True): (_AMD, _AMD, _AMD_SPREAD),
 }
 # backward, by kernel and architecture; head dims as above
 _BACKWARD = {
     ("queries", "sm_80"): (_THIN, _THIN, _THIN),
     ("queries", "sm_90"): (_THIN, _THIN, _THIN),
     ("queries", "sm_100"): (_THIN, _THIN, _THIN),
-    ("queries", "gfx942"): (_THIN, _THIN, _THIN),
+    ("queries", "gfx942"): (_AMD_SPREAD, _AMD_SPREAD, _AMD_SMALL),
     ("keys", "sm_80"): (_SMALL_THIN, _SMALL_NARROW, _SMALL_NARROW),
-    ("keys", "sm_90"): (_SMALL_THIN, _SMALL_THIN, _SPLIT_THIN),
+    ("keys", "sm_90"): (_SMALL_THIN, _SMALL_THIN, _SPREAD_THIN),
     ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
-    ("keys", "gfx942"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
+    ("keys", "gfx942"): (_AMD_SMALL, _AMD_SMALL, _AMD_SMALL),
 }
 _FLOAT32 = LocalTiles(4, 8, 4, 8, context=32, num_warps=4)
 
