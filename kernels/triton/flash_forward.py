@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .flash_tiles import Tiles, tiles_for, variants_of
-from .launch import in_units, slab, split
+from .launch import in_units, signature, slab, split
 from .rows import head_parts, load_keys, load_rows, store_rows
 from .softmax import LN2, LOG2E, scores, update
 from .variants import Variant
@@ -161,5 +161,11 @@ def forward(
 
 
 def variants() -> list[Variant]:
-    """Every default."""
-    return variants_of("flash_forward", "forward", _flash_forward_kernel)
+    """Every default, and the merge of chunks."""
+    found = variants_of("flash_forward", "forward", _flash_forward_kernel)
+    for dim in (64, 160):
+        values = {"D": dim, "DP": triton.next_power_of_2(dim), "BM": 32, "UNIT": 8}
+        types = signature(_flash_merge_kernel, values, "bf16", ["PARTS", "LSES", "LSE"])
+        merge = (f"flash_merge_{dim}", _flash_merge_kernel, types, values, 4, 3)
+        found.append(Variant(*merge, default=True, tensor_cores=False))
+    return found

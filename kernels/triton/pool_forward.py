@@ -11,10 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import in_units, slab
+from .launch import in_units, signature, slab
 from .linear_tiles import load_block, padded, store_block
+from .variants import Variant
 
-__all__ = ["backward", "empty_cells", "forward", "statistics"]
+__all__ = ["backward", "empty_cells", "forward", "statistics", "variants"]
 
 _CELLS = 16  # of one program
 
@@ -112,3 +113,23 @@ def empty_cells(x: torch.Tensor, grid: Sequence[int], cell: Sequence[int]) -> to
     """Room for one row per cell, [B, H, cells, D]."""
     cells = prod(-(-size // side) for size, side in zip(grid, cell, strict=True))
     return x.new_empty(*x.shape[:2], cells, x.shape[3])
+
+
+def variants() -> list[Variant]:
+    """Cells of 4 x 4: means, means with likeness, and the gradient."""
+    return [
+        _variant(f"pool_{name}_{dim}", dim, statistics=name == "statistics", backward=back)
+        for name, back in (("forward", False), ("statistics", False), ("backward", True))
+        for dim in (64, 128, 160)
+    ]
+
+
+def _variant(name: str, dim: int, statistics: bool, backward: bool) -> Variant:
+    constexprs = {
+        "CF": 1, "CH": 4, "CW": 4, "D": dim, "DP": padded(dim), "BC": _CELLS,
+        "STATISTICS": statistics, "BACKWARD": backward, "UNIT": 8,
+    }  # fmt: skip
+    if not statistics:
+        constexprs["LIKENESS"] = None
+    types = signature(_pool_kernel, constexprs, "bf16", ["LIKENESS"])
+    return Variant(name, _pool_kernel, types, constexprs, 4, 3, default=True, tensor_cores=False)
