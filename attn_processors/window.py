@@ -5,6 +5,7 @@ Swin, arXiv:2103.14030; with large windows moved from step to step, HiDiffusion,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 
@@ -18,8 +19,9 @@ from .base import AttnProcessor
 
 __all__ = ["WindowAttnProcessor"]
 
-# HiDiffusion moves its windows by 0 to 3 quarters
-_QUARTERS = 4
+# HiDiffusion moves its windows by 0 to 3 quarters. As text, which torch.compile takes for a
+# constant: a number that changes becomes a symbol, and all shapes with it
+_QUARTERS = ("0", "0.25", "0.5", "0.75")
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -45,6 +47,7 @@ class WindowAttnProcessor(AttnProcessor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._drawn: str | None = None
         if self.window_size is not None:
             check_axes("window_size", self.window_size)
         if not 0 <= self.shift < 1:
@@ -56,10 +59,16 @@ class WindowAttnProcessor(AttnProcessor):
     def follows_steps(self) -> bool:
         return self.seed is not None
 
+    @property
+    def present_shift(self) -> float:
+        """The shift given or, after `at`, drawn."""
+        return self.shift if self._drawn is None else float(self._drawn)
+
     def at(self, progress: float) -> WindowAttnProcessor:
         # a string seeds alike in every process
-        quarter = random.Random(f"{self.seed} {progress:.6f}").randrange(_QUARTERS)
-        return dataclasses.replace(self, shift=quarter / _QUARTERS, seed=None)
+        moved = copy.copy(self)
+        moved._drawn = random.Random(f"{self.seed} {progress:.6f}").choice(_QUARTERS)
+        return moved
 
     def attend(
         self,
@@ -70,7 +79,7 @@ class WindowAttnProcessor(AttnProcessor):
         layout: TokenLayout,
         scale: float | None,
     ) -> torch.Tensor:
-        if self.follows_steps:
+        if self.follows_steps and self._drawn is None:
             raise NotImplementedError(
                 "seed draws a shift for each step, and set_attn_processor does not tell the step; "
                 "use foveate.apply(pipe, processor), or a fixed shift"
@@ -96,4 +105,4 @@ class WindowAttnProcessor(AttnProcessor):
         frames, rows, columns = layout.grid
         half = (frames, -(-rows // 2), -(-columns // 2))
         window = half if self.window_size is None else self.window_size
-        return window, (0, *(int(side * self.shift) for side in window[1:]))
+        return window, (0, *(int(side * self.present_shift) for side in window[1:]))

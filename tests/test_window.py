@@ -160,10 +160,10 @@ def test_counts():
 
 def test_a_step_draws_one_shift():
     processor = WindowAttnProcessor(seed=3)
-    shifts = [processor.at(i / 50).shift for i in range(50)]
+    shifts = [processor.at(i / 50).present_shift for i in range(50)]
     assert set(shifts) == {0, 0.25, 0.5, 0.75}
-    assert shifts == [WindowAttnProcessor(seed=3).at(i / 50).shift for i in range(50)]
-    assert shifts != [WindowAttnProcessor(seed=4).at(i / 50).shift for i in range(50)]
+    assert shifts == [WindowAttnProcessor(seed=3).at(i / 50).present_shift for i in range(50)]
+    assert shifts != [WindowAttnProcessor(seed=4).at(i / 50).present_shift for i in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def seen_shifts(tiny, processor, monkeypatch, **call):
     shifts, attend = [], WindowAttnProcessor.attend
 
     def spy(self, *args, **options):
-        shifts.append(self.shift)
+        shifts.append(self.present_shift)
         return attend(self, *args, **options)
 
     with monkeypatch.context() as patch, apply(tiny.pipe, processor):
@@ -188,7 +188,7 @@ def seen_shifts(tiny, processor, monkeypatch, **call):
 def test_the_shift_follows_the_timestep(sd, monkeypatch):
     processor = WindowAttnProcessor(seed=1)
     shifts = seen_shifts(sd, processor, monkeypatch, steps=6)
-    want = [processor.at(i / 6).shift for i in range(6)]
+    want = [processor.at(i / 6).present_shift for i in range(6)]
     assert len(set(want)) > 1
     # seven self-attentions a step, all with the shift of the step
     assert shifts == [shift for shift in want for _ in range(7)]
@@ -201,7 +201,7 @@ def test_a_forward_repeated_or_cut_short_does_not_move_the_shift(sd, monkeypatch
     shifts, attend = [], WindowAttnProcessor.attend
 
     def spy(self, *args, **options):
-        shifts.append(self.shift)
+        shifts.append(self.present_shift)
         if len(shifts) == 3:
             raise RuntimeError("cut short")
         return attend(self, *args, **options)
@@ -213,7 +213,7 @@ def test_a_forward_repeated_or_cut_short_does_not_move_the_shift(sd, monkeypatch
             sd.model(sample, 600, context)
         sd.model(sample, 600, context)
         sd.model(sample, 300, context)
-    assert shifts == [processor.at(0.4).shift] * 10 + [processor.at(0.7).shift] * 7
+    assert shifts == [processor.at(0.4).present_shift] * 10 + [processor.at(0.7).present_shift] * 7
 
 
 def test_the_stock_way_knows_no_step(sd):
@@ -224,17 +224,18 @@ def test_the_stock_way_knows_no_step(sd):
     sd.model.set_attn_processor(before)
 
 
-def test_a_compiled_model_has_a_graph_for_each_shift():
-    tiny, counter = Tiny("flux"), CompileCounter()
-    processor = WindowAttnProcessor(seed=1)
-    with apply(tiny.pipe, processor):
-        want = tiny(steps=4)
-        torch._dynamo.reset()
-        tiny.model.compile(backend=counter, fullgraph=True)
-        assert torch.allclose(tiny(steps=4), want, atol=1e-6)
-        assert torch.allclose(tiny(steps=4), want, atol=1e-6)
-    shifts = {processor.at(i / 4).shift for i in range(4)}
-    assert counter.frame_count == len(shifts) == 3
+def test_each_shift_is_one_graph():
+    layout, counter = TokenLayout(grid=(1, 8, 12)), CompileCounter()
+    q, k, v = make_qkv(layout, dtype=torch.float32)
+    steps = [WindowAttnProcessor(seed=1).at(i / 6) for i in range(6)]
+
+    def attend(processor):
+        return processor.attend(q, k, v, layout=layout, scale=None)
+
+    compiled = torch.compile(attend, fullgraph=True, backend=counter)
+    for processor in steps:
+        torch.testing.assert_close(compiled(processor), attend(processor))
+    assert counter.frame_count == len({processor.present_shift for processor in steps}) == 3
 
 
 @pytest.mark.parametrize(
