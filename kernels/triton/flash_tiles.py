@@ -3,12 +3,13 @@
 Chosen from offline compilations: no spill, and the fewest instructions per score element.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .launch import architectures, signature
+from .launch import signature
 from .local_tiles import architecture
 from .rows import head_parts
 from .variants import Variant
@@ -34,6 +35,7 @@ _FLOAT32 = Tiles(32, 32, 4, 1)
 # (kernel, architecture): head dims up to 64, up to 128, beyond
 _TILES = {
     ("forward", "sm_80"): (Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 2)),
+    ("forward", "sm_86"): (Tiles(64, 64, 4, 2), Tiles(128, 32, 8, 2), Tiles(128, 32, 8, 2)),
     ("forward", "sm_90"): (Tiles(128, 128, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("forward", "sm_100"): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
     ("forward", "gfx942"): (Tiles(128, 32, 4, 1), Tiles(128, 32, 4, 1), Tiles(64, 32, 4, 1)),
@@ -52,20 +54,35 @@ def tiles_for(kernel: str, x: torch.Tensor) -> Tiles:
     """Tiles of the kernel "forward", "queries" or "keys" for tensors like x."""
     if x.dtype == torch.float32:
         return _FLOAT32
-    return _TILES[kernel, architecture(x.device)][_class(x.shape[-1])]
+    arch = architecture(x.device)
+    if arch == "sm_80" and (kernel, "sm_86") in _TILES and _is_consumer(x.device):
+        arch = "sm_86"
+    return _TILES[kernel, arch][_class(x.shape[-1])]
+
+
+def _is_consumer(device: torch.device) -> bool:
+    """Whether the compiler sees another target than sm_80, with fewer warps a multiprocessor."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) != (8, 0)
 
 
 def variants_of(name: str, kernel: str, function: Any) -> list[Variant]:
     """Every default of a kernel, without a bias; `name` begins the names of the variants."""
+    tables = {arch: tiles for (other, arch), tiles in _TILES.items() if other == kernel}
     return [
-        _variant(f"{name}_{dim}_{arch}", function, arch, dim, tiles[_class(dim)])
-        for (other, arch), tiles in _TILES.items()
+        _variant(f"{name}_{dim}_{arch}", function, _targets(arch, tables), dim, tiles[_class(dim)])
+        for arch, tiles in tables.items()
         for dim in _DIMS
-        if other == kernel
     ]
 
 
-def _variant(name: str, function: Any, arch: str, dim: int, tiles: Tiles) -> Variant:
+def _targets(arch: str, tables: Mapping[str, Any]) -> tuple[str, ...]:
+    """The architectures that take the tiles of one of the tables."""
+    if arch == "sm_86":
+        return ("sm_86", "sm_89")
+    return ("sm_80", "sm_86", "sm_89") if arch == "sm_80" and "sm_86" not in tables else (arch,)
+
+
+def _variant(name: str, function: Any, targets: tuple[str, ...], dim: int, tiles: Tiles) -> Variant:
     d0, d1 = head_parts(dim)
     constexprs = {
         "D": dim, "D0": d0, "D1": d1, "BM": tiles.queries, "BN": tiles.keys,
@@ -78,7 +95,7 @@ def _variant(name: str, function: Any, arch: str, dim: int, tiles: Tiles) -> Var
         constexprs,
         tiles.num_warps,
         tiles.num_stages,
-        architectures(arch),
+        targets,
         default=True,
         tiles=((tiles.queries, tiles.keys),) * 2,
     )
