@@ -68,12 +68,19 @@ def agent_attention(
 
 def agent_grid(grid: Sizes, agents: int) -> Sizes:
     """The largest grid of at most `agents` cells that has the proportions of `grid`."""
-    shrunk = (
-        tuple(max(1, size * part // whole) for size in grid)
-        for whole in grid
-        for part in range(1, whole + 1)
-    )
-    return max((cells for cells in shrunk if prod(cells) <= agents), key=prod)
+    longest = max(grid)
+    low, high = 1, longest
+    while low < high:
+        middle = (low + high + 1) // 2
+        if prod(_shrunk(grid, middle, longest)) <= agents:
+            low = middle
+        else:
+            high = middle - 1
+    return _shrunk(grid, low, longest)
+
+
+def _shrunk(grid: Sizes, part: int, whole: int) -> Sizes:
+    return tuple(max(1, size * part // whole) for size in grid)
 
 
 def agent_keys(layout: TokenLayout, agents: int = 256) -> KeyCount:

@@ -120,6 +120,18 @@ def test_a_batch_is_its_rows_and_sizes_may_alternate():
     torch.testing.assert_close(before[1:], one, **FLOAT64)
 
 
+def test_it_compiles_into_one_graph():
+    layout = TokenLayout(text=2, grid=(1, 17, 9))
+    q, k, v = make_qkv(layout, dtype=torch.float32)
+    parts = tables(layout, dtype=torch.float32)
+
+    def attend(q, k, v):
+        return agent_attention(q, k, v, layout=layout, agents=20, shortcut=0.1, **parts)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), attend(q, k, v))
+
+
 # trained parts
 
 
