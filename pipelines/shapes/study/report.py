@@ -108,7 +108,8 @@ def _plot(fidelity: dict, path: Path) -> None:
             calls = np.array([layer[method] for layer in content["errors"].values()]).mean(0)
             by_step = calls.reshape(content["prompts"], content["steps"], -1).mean((0, 2))
             panel.plot(range(1, content["steps"] + 1), by_step, color=colour, label=method)
-        panel.set(title=f"shapes-{model}, {side} px", xlabel="step", ylim=(0, None))
+        panel.set(title=f"shapes-{model}, {side} px", xlabel="step")
+    panels[0][0].set_ylim(bottom=0)  # shared, so only once every curve is there
     panels[0][0].legend(fontsize=8)
     for row in panels:
         row[0].set_ylabel("relative error to dense")
