@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .launch import signature
+from .launch import architectures, signature
 from .local_tiles import architecture
 from .rows import head_parts
 from .variants import Variant
@@ -77,9 +77,9 @@ def variants_of(name: str, kernel: str, function: Any) -> list[Variant]:
 
 def _targets(arch: str, tables: Mapping[str, Any]) -> tuple[str, ...]:
     """The architectures that take the tiles of one of the tables."""
-    if arch == "sm_86":
-        return ("sm_86", "sm_89")
-    return ("sm_80", "sm_86", "sm_89") if arch == "sm_80" and "sm_86" not in tables else (arch,)
+    if "sm_86" not in tables:
+        return architectures(arch)
+    return {"sm_80": ("sm_80",), "sm_86": ("sm_86", "sm_89")}.get(arch, (arch,))
 
 
 def _variant(name: str, function: Any, targets: tuple[str, ...], dim: int, tiles: Tiles) -> Variant:

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["in_units", "signature", "slab", "split", "with_rows"]
+__all__ = ["architectures", "in_units", "signature", "slab", "split", "with_rows"]
 
 # enough programs for some eight rounds on the largest GPUs
 _PROGRAMS = 1024
@@ -45,6 +45,11 @@ def slab(X, batch_stride, head_stride, heads, UNIT: tl.constexpr):
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     return X + (batch * batch_stride + head * head_stride) * UNIT
+
+
+def architectures(name: str) -> tuple[str, ...]:
+    """Those that share the tile shapes of an architecture."""
+    return ("sm_80", "sm_86", "sm_89") if name == "sm_80" else (name,)
 
 
 def signature(
