@@ -1,6 +1,7 @@
 """Deviations from float64, and the candidates: every one computes the attention it says."""
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +83,18 @@ def test_deviations_tell_a_wrong_operator():
     found = failures(rows, refused)
     assert [line.partition(" at ")[0] for line in found] == [broken.name, zeros.name, nan.name]
     assert "AttributeError" in found[0]
+
+
+def test_a_formula_of_its_own_is_measured_by_itself_in_plain_pytorch():
+    case = Case(grid=(8, 8), head_dim=16)
+    rough = replace(
+        _stand_in("agent", "torch", lambda q, k, v: 1.01 * exact_dense(q, k, v)),
+        plain=lambda q, k, v: 1.006 * exact_dense(q, k, v),
+    )
+    wrong = replace(rough, method="agent too", plain=lambda q, k, v: 1.004 * exact_dense(q, k, v))
+    rows, _ = deviations(case, [dense(case), rough, wrong], scales=[1.0], show=False)
+    (line,) = failures(rows, [])
+    assert line.startswith("agent too (torch)")
 
 
 def _not_implemented(q, k, v):

@@ -39,7 +39,8 @@ class Candidate:
 
     needed, visited: keys that a grid query may see and that it is compared with, means; visited is
     None where the implementation does not tell. `prepare` gets q, k, v of the shape to come and may
-    raise one of REFUSALS. `exact` is the same attention, dense, in the type of its inputs.
+    raise one of REFUSALS. `exact` is the same attention, dense, in the type of its inputs. `plain`
+    is the same in plain PyTorch, for one whose error dense attention's says nothing of.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Candidate:
     visited: float | None
     prepare: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Prepared]
     exact: Attend
+    plain: Attend | None = None
 
     @property
     def name(self) -> str:

@@ -83,7 +83,7 @@ def numerics_part(settings: Settings) -> Part:
             torch.compiler.reset()
     wrong = failures(rows, refused)
     verdict = "\n".join(f"- WRONG: {line}" for line in wrong) or (
-        "Every operator of foveate is within twice the error of PyTorch's dense attention."
+        "Every operator of foveate is within twice the error of plain PyTorch in the same type."
     )
     fields = {
         "rows": [asdict(row) for row in rows],
