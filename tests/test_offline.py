@@ -2,15 +2,18 @@
 
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from foveate.kernels.triton.offline.__main__ import judge
-from foveate.kernels.triton.offline.page import BEGIN, END, read_rows, write
+from foveate.kernels.triton.offline.jobs import jobs_matching
+from foveate.kernels.triton.offline.page import BEGIN, END, read_rows, version_key, write
 from foveate.kernels.triton.offline.reading import Loop, Reading
 from foveate.kernels.triton.offline.rules import faults, rises, row
 from foveate.kernels.triton.variants import Variant
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 READING = Reading(
     registers=200,
     spill=0,
@@ -145,3 +148,12 @@ def test_page_without_marks_is_refused(tmp_path):
     (tmp_path / "kernels.md").write_text("no marks")
     with pytest.raises(ValueError, match="kernels: begin"):
         write(tmp_path, "3.9.0", [_row()])
+
+
+def test_the_committed_table_lists_exactly_the_declared_variants():
+    pytest.importorskip("triton")
+    tables = read_rows(DOCS / "kernels.json")
+    newest = tables[max(tables, key=version_key)]
+    declared = {(name, architecture) for (_, name, architecture), _ in jobs_matching("*")}
+    assert {(row.name, row.architecture) for row in newest} == declared
+    assert not [row.name for row in newest if row.default and row.spill]

@@ -30,7 +30,10 @@ __all__ = ["build_scheduler", "build_transformer", "main"]
 CONFIG = TrainingConfig(steps=12_000, learning_rate=1e-3, ema=0.9985, warmup=300)
 EARLY_MIX = {32: (64, 0.4), 64: (24, 0.54), 96: (10, 0.03), 128: (6, 0.03)}
 CURRICULUM = Curriculum(stages=((0.3, {32: (64, 1.0)}), (0.6, EARLY_MIX), (1.0, BASE_MIX)))
-MORE = Curriculum(stages=((1.0, BASE_MIX),))  # for `--more`
+# for `--more`: with few pictures above the base size, shapes fell apart at twice that size
+WIDE_MIX = {64: (24, 0.5), 96: (10, 0.2), 128: (6, 0.3)}
+MORE = Curriculum(stages=((1.0, WIDE_MIX),))
+MORE_CONFIG = replace(CONFIG, learning_rate=5e-4, ema=0.998)
 # padded lengths seen in training, so that the length may vary later
 TEXT_LENGTHS = (20, 32)
 
@@ -141,7 +144,8 @@ def main() -> None:
     if arguments.more is None:
         pipe, config, curriculum = fresh_pipeline(arguments.vae, arguments.text), CONFIG, CURRICULUM
     else:
-        pipe, config, curriculum = load_shapes("flux"), replace(CONFIG, steps=arguments.more), MORE
+        pipe, curriculum = load_shapes("flux"), MORE
+        config = replace(MORE_CONFIG, steps=arguments.more)
     cache = arguments.out.parent / "latents"
     sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
 
