@@ -10,9 +10,12 @@ from foveate.kernels import TokenLayout
 from foveate.pipelines.shapes import load_shapes
 from foveate.pipelines.shapes.load import MODELS
 from foveate.pipelines.shapes.quality import draw
-from foveate.pipelines.shapes.study.__main__ import asks_of, study_fidelity, study_pictures
+from foveate.pipelines.shapes.study.__main__ import study_fidelity, study_pictures
 from foveate.pipelines.shapes.study.fidelity import layer_errors
-from foveate.pipelines.shapes.study.methods import methods
+from foveate.pipelines.shapes.study.methods import methods, slug, top_layout, untrained
+from foveate.pipelines.shapes.study.pictures import asks_of
+from foveate.pipelines.shapes.study.quality import study_quality
+from foveate.pipelines.shapes.study.quality_report import write_quality
 from foveate.pipelines.shapes.study.report import BEGIN, END, write_report
 
 
@@ -60,6 +63,23 @@ def test_study_writes_tables_and_does_not_run_twice(tmp_path):
     assert "old" not in text
     assert text.count("| foveated |") == 2
     assert (tmp_path / "errors.png").stat().st_size > 5000
+
+
+def test_quality_compares_every_processor_with_dense(tmp_path):
+    study_quality("flux", 64, 3, 1, tmp_path, tmp_path)
+    files = {path.stem for path in tmp_path.glob("*.json")}
+    chosen = untrained("flux", top_layout("flux", 64))
+    assert files == {f"pictures-flux-64-{slug(name)}" for name in ("dense", *chosen)}
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    write_quality(tmp_path, page)
+    lines = page.read_text().splitlines()
+    assert lines[1] == "### shapes-flux, 64 px"
+    assert lines[5].startswith("| dense | ")
+    cells = {line.split(" | ")[0].removeprefix("| "): line.split(" | ") for line in lines[5:-1]}
+    assert set(cells) == {"dense", *chosen}
+    assert {row[-1] for row in cells.values()} >= {"96 of 96 |", "48 of 96 |"}
+    assert all(0 < float(row[5]) < 60 for name, row in cells.items() if name != "dense")
 
 
 def test_a_page_without_markers_is_refused(tmp_path):

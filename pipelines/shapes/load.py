@@ -13,18 +13,23 @@ __all__ = ["MODELS", "ShapesModel", "load_shapes", "weights_folder"]
 
 @dataclass(frozen=True, slots=True)
 class ShapesModel:
-    """What a caller should know of an embedded model: base size and call arguments it likes."""
+    """What a caller should know of an embedded model: base size and call arguments it likes.
+
+    token: pixels to a side of the finest image token.
+    """
 
     folder: str
     base_size: int  # pixels
+    token: int
     call: dict[str, float | int | str]
 
 
 MODELS = {
-    "sd": ShapesModel("shapes-sd", 64, {"guidance_scale": 3.0}),
+    "sd": ShapesModel("shapes-sd", 64, 4, {"guidance_scale": 3.0}),
     "flux": ShapesModel(
         "shapes-flux",
         64,
+        8,
         {
             "guidance_scale": 1.0,
             "true_cfg_scale": 3.0,

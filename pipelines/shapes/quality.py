@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from tqdm import trange
 from .metrics import Score, score
 from .scene import Ask
 
-__all__ = ["draw", "score_all"]
+__all__ = ["batches", "call_for", "draw", "score_all"]
 
 
 def draw(
@@ -32,23 +32,35 @@ def draw(
     height, width = size
     pipe.set_progress_bar_config(disable=True)
     pictures = []
-    for start in trange(0, len(asks), batch, desc="draw", mininterval=1):
-        part = asks[start : start + batch]
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        options = dict(call)
-        if "negative_prompt" in options:
-            options["negative_prompt"] = [options["negative_prompt"]] * len(part)
+    for prompts, generators in batches(asks, batch, seed):
         result = pipe(
-            [ask.caption for ask in part],
+            prompts,
             height=height,
             width=width,
             num_inference_steps=steps,
             generator=generators,
             output_type="np",
-            **options,
+            **call_for(len(prompts), call),
         )
         pictures.append(result.images)
     return np.concatenate(pictures)
+
+
+def batches(
+    asks: Sequence[Ask], batch: int, seed: int
+) -> Iterator[tuple[list[str], list[torch.Generator]]]:
+    """Captions, `batch` at a time, with a generator for each, under a progress bar."""
+    for start in trange(0, len(asks), batch, desc="draw", mininterval=1):
+        part = asks[start : start + batch]
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
+        yield [ask.caption for ask in part], generators
+
+
+def call_for(number: int, call: dict) -> dict:
+    """Call arguments of a model (`MODELS[name].call`) for a batch of so many prompts."""
+    if "negative_prompt" not in call:
+        return call
+    return {**call, "negative_prompt": [call["negative_prompt"]] * number}
 
 
 def score_all(pictures: np.ndarray, asks: Sequence[Ask]) -> list[Score]:

@@ -10,41 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
+import time
+from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 
-from ....attn_processors import apply
-from ....kernels.layout import TokenLayout
+from ....attn_processors import SoftmaxAttnProcessor, apply
+from ....attn_processors.base import AttnProcessor
 from ..load import MODELS, load_shapes
-from ..metrics import psnr, score
 from ..quality import draw
-from ..scene import Ask
-from ..training.data import held_out_asks
 from .fidelity import layer_errors
-from .methods import methods, slug
+from .methods import methods, top_layout
+from .pictures import SEED, Drawn, asks_of, score_methods
 from .report import write_report
 
-SEED = 500
 FIDELITY_PROMPTS = 4
-
-
-def asks_of(number: int) -> list[Ask]:
-    """Unseen captions, a third each of one, two and three objects."""
-    counts = [number // 3 + (i < number % 3) for i in range(3)]
-    return [ask for i, n in enumerate(counts) for ask in held_out_asks(n, i + 1, SEED + i)]
-
-
-def top_layout(pipe: DiffusionPipeline, name: str, side: int) -> TokenLayout:
-    """The layout with the most tokens in a forward at `side` pixels."""
-    if name == "sd":
-        latent = side // pipe.vae_scale_factor
-        return TokenLayout(grid=(1, latent, latent))
-    tokens = side // pipe.vae_scale_factor // 2  # Flux packs two by two latents into a token
-    return TokenLayout(text=MODELS[name].call["max_sequence_length"], grid=(1, tokens, tokens))
 
 
 def study_fidelity(name: str, side: int, steps: int, folder: Path) -> None:
@@ -57,7 +38,7 @@ def study_fidelity(name: str, side: int, steps: int, folder: Path) -> None:
     def run() -> None:
         draw(pipe, asks, size=(side, side), steps=steps, call=MODELS[name].call, batch=1)
 
-    errors = layer_errors(pipe, methods(name, top_layout(pipe, name, side)), run)
+    errors = layer_errors(pipe, methods(name, top_layout(name, side)), run)
     rounded = {
         layer: {m: [round(e, 5) for e in row] for m, row in rows.items()}
         for layer, rows in errors.items()
@@ -68,17 +49,15 @@ def study_fidelity(name: str, side: int, steps: int, folder: Path) -> None:
 def study_pictures(
     name: str, side: int, number: int, steps: int, folder: Path, scratch: Path
 ) -> None:
-    pipe = load_shapes(name)
+    load = cache(partial(load_shapes, name))
+    choices = {"dense": None, **methods(name, top_layout(name, side))}
     asks = asks_of(number)
-    choices = {"dense": None, **methods(name, top_layout(pipe, name, side))}
-    dense_path = scratch / f"dense-{name}-{side}-{number}-{steps}.npy"
-    for method, processor in choices.items():
-        path = folder / f"pictures-{name}-{side}-{slug(method)}.json"
-        if path.exists() and (method != "dense" or dense_path.exists()):
-            continue
-        with nullcontext() if processor is None else apply(pipe, processor):
-            drawn = draw(
-                pipe,
+
+    def run(processor: AttnProcessor | None) -> Drawn:
+        with apply(load(), processor or SoftmaxAttnProcessor()) as handle:
+            start = time.process_time()
+            pictures = draw(
+                load(),
                 asks,
                 size=(side, side),
                 steps=steps,
@@ -86,20 +65,10 @@ def study_pictures(
                 batch=4,
                 seed=SEED,
             )
-        if method == "dense":
-            np.save(dense_path, drawn.astype(np.float16))
-        dense = np.load(dense_path).astype(np.float32)
-        rows = [
-            _row(picture, exact, ask)
-            for picture, exact, ask in zip(drawn, dense, asks, strict=True)
-        ]
-        path.write_text(json.dumps({"method": method, "processor": repr(processor), "rows": rows}))
+            return Drawn(pictures, time.process_time() - start, handle.report())
 
-
-def _row(picture: np.ndarray, dense: np.ndarray, ask: Ask) -> dict:
-    got = score(picture, ask)
-    decibels = round(min(psnr(picture.astype(np.float16).astype(np.float32), dense), 99.0), 2)
-    return {"objects": got.num_objects, "bind": got.bind, "count": got.count, "psnr": decibels}
+    dense_path = scratch / f"dense-{name}-{side}-{number}-{steps}.npy"
+    score_methods(f"{name}-{side}", choices, asks, run, folder, dense_path)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..metrics import paired_bootstrap
 from .methods import slug
 
-__all__ = ["write_report"]
+__all__ = ["markdown", "paired", "put_tables", "read_files", "write_report"]
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 COLOURS = {
@@ -24,18 +24,22 @@ COLOURS = {
 
 def write_report(folder: Path, page: Path) -> None:
     """Put the tables between the markers of `page` and the plot `errors.png` into `folder`."""
-    fidelity, pictures = _read(folder, "fidelity"), _read(folder, "pictures")
-    tables = [_fidelity_table(fidelity), _picture_table(pictures)]
+    fidelity, pictures = read_files(folder, "fidelity"), read_files(folder, "pictures")
+    put_tables(page, [_fidelity_table(fidelity), _picture_table(pictures)])
+    _plot(fidelity, folder / "errors.png")
+
+
+def put_tables(page: Path, tables: Sequence[str]) -> None:
+    """Replace what lies between the markers of `page`."""
     text = page.read_text()
     before, _, rest = text.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
         raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
     page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
-    _plot(fidelity, folder / "errors.png")
 
 
-def _read(folder: Path, kind: str) -> dict[tuple[str, ...], dict]:
+def read_files(folder: Path, kind: str) -> dict[tuple[str, ...], dict]:
     """{(model, side, ...): content} of the files `kind-model-side[-method].json`."""
     paths = sorted(folder.glob(f"{kind}-*.json"))
     return {tuple(path.stem.split("-", 3)[1:]): json.loads(path.read_text()) for path in paths}
@@ -53,7 +57,7 @@ def _fidelity_table(fidelity: dict) -> str:
                 + [f"`{layer}`"]
             )
     header = ["model", "px", "method", "mean error", "worst call", "worst layer"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _picture_table(pictures: dict) -> str:
@@ -66,12 +70,16 @@ def _picture_table(pictures: dict) -> str:
             rows.append([*cells, "", ""])
             continue
         dense = pictures[model, side, "dense"]["rows"]
-        change = paired_bootstrap([row["bind"] for row in values], [row["bind"] for row in dense])
         decibels = np.median([row["psnr"] for row in values])
-        span = f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-        rows.append([*cells, span, f"{decibels:.1f}"])
+        rows.append([*cells, paired(values, dense, "bind"), f"{decibels:.1f}"])
     header = ["model", "px", "method", "BIND", "BIND - dense [95 %]", "PSNR to dense, dB (median)"]
-    return _markdown(header, rows)
+    return markdown(header, rows)
+
+
+def paired(rows: Sequence[dict], dense: Sequence[dict], metric: str) -> str:
+    """Mean change of a metric from `dense`, same captions and seeds, with its 95 % interval."""
+    change = paired_bootstrap([row[metric] for row in rows], [row[metric] for row in dense])
+    return f"{change.mean:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
 
 
 def _by_size(item: tuple[tuple[str, ...], dict]) -> tuple:
@@ -80,7 +88,7 @@ def _by_size(item: tuple[tuple[str, ...], dict]) -> tuple:
     return model != "sd", int(side), order.index(method[0]) if method else 0
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
