@@ -58,7 +58,7 @@ _FORWARD = {
 }
 # backward, by kernel and architecture; head dims as above
 _BACKWARD = {
-    ("queries", "sm_80"): (_THIN, _THIN, _THIN),
+    ("queries", "sm_80"): (_THIN, _THIN, _NARROW),
     ("queries", "sm_90"): (_THIN, _THIN, _THIN),
     ("queries", "sm_100"): (_THIN, _THIN, _THIN),
     ("queries", "gfx942"): (_AMD_SPREAD, _AMD_SPREAD, _AMD_SMALL),
