@@ -49,17 +49,18 @@ def score_methods(
     `run` draws all asks with a processor, None being the stock attention, whose pictures are kept
     at `dense_path` to compare with.
     """
-    for method, processor in choices.items():
-        path = folder / f"pictures-{label}-{slug(method)}.json"
-        if path.exists() and (method != DENSE or dense_path.exists()):
-            continue
-        drawn = run(processor)
+    paths = {method: folder / f"pictures-{label}-{slug(method)}.json" for method in choices}
+    missing = [method for method, path in paths.items() if not path.exists()]
+    if missing and not dense_path.exists():
+        missing = list(dict.fromkeys([DENSE, *missing]))
+    for method in missing:
+        drawn = run(choices[method])
         if method == DENSE:
             np.save(dense_path, drawn.pictures.astype(np.float16))
         dense = np.load(dense_path).astype(np.float32)
         rows = [_row(*each) for each in zip(drawn.pictures, dense, asks, strict=True)]
-        content = {"method": method, "processor": repr(processor), **_cost(drawn), "rows": rows}
-        path.write_text(json.dumps(content))
+        about = {"method": method, "processor": repr(choices[method]), **_cost(drawn)}
+        paths[method].write_text(json.dumps({**about, "rows": rows}))
 
 
 def _row(picture: np.ndarray, dense: np.ndarray, ask: Ask) -> dict[str, float | None]:
