@@ -7,6 +7,7 @@ from .foveated import FoveatedAttnProcessor
 from .linear import LinearAttnProcessor
 from .linear_weights import LinearLayer, LinearWeights
 from .local import LocalAttnProcessor
+from .local_weights import LocalLayer, LocalWeights
 from .neighborhood import NeighborhoodAttnProcessor
 from .report import Report
 from .softmax import SoftmaxAttnProcessor
@@ -22,6 +23,8 @@ __all__ = [
     "LinearLayer",
     "LinearWeights",
     "LocalAttnProcessor",
+    "LocalLayer",
+    "LocalWeights",
     "NeighborhoodAttnProcessor",
     "Report",
     "SoftmaxAttnProcessor",

@@ -6,25 +6,24 @@ where AgentSD merges tokens.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from ..kernels import agent_attention, agent_grid, agent_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
-from .agent_weights import AgentLayer, AgentWeights
-from .base import AttnProcessor
+from .agent_weights import AgentWeights
+from .trained import TrainedAttnProcessor
 
 __all__ = ["AgentAttnProcessor"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class AgentAttnProcessor(AttnProcessor):
+class AgentAttnProcessor(TrainedAttnProcessor):
     """Agents read all keys, text too; image queries read the agents. Text queries see everything.
 
     Where the agents are half the tokens or more they save nothing: such calls run dense.
@@ -41,33 +40,11 @@ class AgentAttnProcessor(AttnProcessor):
     shortcut: float = 0.0
     weights: AgentWeights | None = None
     impl: str | None = None
+    weights_class: ClassVar[type[AgentWeights]] = AgentWeights
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._layer: AgentLayer | None = None
         check_positive("agents", self.agents)
-        if self.weights is not None and not isinstance(self.weights, AgentWeights):
-            raise ValueError(f"weights must be AgentWeights, got {type(self.weights).__name__}")
-
-    def bind(self, name: str, attn: nn.Module) -> AgentAttnProcessor:
-        """The processor of one layer, sharing the trained weights.
-
-        Raises NotImplementedError where the layer has none.
-        """
-        if self.weights is None:
-            return self
-        layer = self.weights.of(name)
-        if layer is None:
-            raise NotImplementedError("no trained weights for this layer")
-        for part, value in layer.named_parameters():
-            if len(value) != attn.heads:
-                raise ValueError(
-                    f"{name}: {part} is for {len(value)} heads, but the layer has {attn.heads}; "
-                    "the weights are of another base model"
-                )
-        bound = copy.copy(self)
-        bound._layer = layer
-        return bound
 
     def why_dense(self, layout: TokenLayout) -> str | None:
         count = prod(agent_grid(layout.grid, self.agents))
@@ -84,11 +61,7 @@ class AgentAttnProcessor(AttnProcessor):
         layout: TokenLayout,
         scale: float | None,
     ) -> torch.Tensor:
-        if self.weights is not None and self._layer is None:
-            raise NotImplementedError(
-                "trained weights belong to layers, which set_attn_processor does not name; "
-                "use foveate.apply(pipe, processor)"
-            )
+        part = self.require_part()
         return agent_attention(
             q,
             k,
@@ -97,7 +70,7 @@ class AgentAttnProcessor(AttnProcessor):
             agents=self.agents,
             scale2_exponent=self.scale2_exponent,
             shortcut=self.shortcut,
-            **({} if self._layer is None else self._layer.parts()),
+            **({} if part is None else part.parts()),
             scale=scale,
             impl=self.impl,
         )

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layer_weights import LayerWeights
+from .layer_weights import LayerWeights, TrainedLayer
 
 __all__ = ["AgentLayer", "AgentWeights"]
 
 
-class AgentLayer(nn.Module):
+class AgentLayer(TrainedLayer):
     """What is trained in one attention layer; a part left out does nothing.
 
     key_bias, query_bias: [heads, s, s, s, s], added to the logits of the first and second pass, by
@@ -39,6 +39,13 @@ class AgentLayer(nn.Module):
             query_bias=nn.Parameter(torch.zeros(heads, side, side, side, side)),
             conv=nn.Parameter(torch.zeros(heads, head_dim, conv_side, conv_side)),
         )
+
+    def differences(self, name: str, attn: nn.Module) -> list[str]:
+        return [
+            f"{name}: {part} is for {len(value)} heads, but the layer has {attn.heads}"
+            for part, value in self.named_parameters()
+            if len(value) != attn.heads
+        ]
 
     def parts(self) -> dict[str, torch.Tensor | None]:
         """The arguments of `agent_attention`."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from .base import AttnProcessor
 from .layer import Layer
+from .layer_weights import Follower
 from .layouts import attention_layers, family_of
 from .redirect import Redirected, redirect
 from .report import Recorder, Report
@@ -19,6 +20,7 @@ from .tracker import Tracker
 __all__ = ["Handle", "apply"]
 
 _TARGETS = ("self", "joint")
+_FOLLOWER = "foveate_part"
 _LEFT_ALONE = {"cross": "cross-attention", "text": "text refiner"}
 
 
@@ -56,6 +58,9 @@ def apply(
     _refuse_second(attentions)
     kinds = {name: family.kind(name, module) for name, module in attentions.items()}
     chosen = _choose(kinds, processor, layers)
+    targets = {name: module for name, module in attentions.items() if kinds[name] in _TARGETS}
+    for each in {id(value): value for value in chosen.values()}.values():
+        each.check_model(targets)
 
     tracker = Tracker(model, family, pipe, steps)
     bound = []
@@ -93,8 +98,11 @@ class _Bound:
             self.layer.processor = None
 
     def install(self) -> None:
-        if self.ours is not None:
-            _set_processor(self.module, self.ours)
+        if self.ours is None:
+            return
+        _set_processor(self.module, self.ours)
+        if self.layer.processor.part is not None:
+            self.module.add_module(_FOLLOWER, Follower(self.layer.processor.part))
 
     def undo(self) -> None:
         """Back to the stock object, with what was set meanwhile (backend, adapter scale)."""
@@ -106,6 +114,8 @@ class _Bound:
         vars(self.stock).update(kept)
         if self.module.processor is self.ours:
             _set_processor(self.module, self.stock)
+        self.module._modules.pop(_FOLLOWER, None)
+        self.layer.release()
 
     def replaced_by(self) -> str | None:
         """Class of the processor that has taken the place of ours, if one has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,8 @@ class AttnProcessor:
     """
 
     grid: tuple[int, ...] | None = None
+    # what a bound processor has trained for its layer
+    part: ClassVar[nn.Module | None] = None
     # diffusers writes these two on every processor that has them
     _attention_backend: ClassVar[Any] = None
     _parallel_config: ClassVar[Any] = None
@@ -50,6 +53,15 @@ class AttnProcessor:
     def why_dense(self, layout: TokenLayout) -> str | None:
         """Why calls of this layout had better run the stock softmax, or None."""
         return None
+
+    def why_not(self, layout: TokenLayout) -> str | None:
+        """Why the operator cannot run calls of this layout, or None."""
+        return None
+
+    def check_model(self, layers: Mapping[str, nn.Module]) -> None:
+        """Raises ValueError where the processor is not for the model with these self-attention and
+        joint layers.
+        """
 
     def bind(self, name: str, attn: nn.Module) -> AttnProcessor:
         """The processor of one layer: itself, unless it holds something trained for each layer.
@@ -107,5 +119,9 @@ class AttnProcessor:
 
     def __repr__(self) -> str:
         options = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
-        shown = ", ".join(f"{name}={value!r}" for name, value in options if value is not None)
+        shown = ", ".join(f"{name}={_shown(value)}" for name, value in options if value is not None)
         return f"{type(self).__name__}({shown})"
+
+
+def _shown(value: object) -> str:
+    return f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)

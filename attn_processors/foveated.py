@@ -8,6 +8,7 @@ CLEAR's pooled variant (arXiv:2412.16112).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -15,8 +16,9 @@ from ..kernels import foveated_attention, foveated_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
-from .base import AttnProcessor
+from .local_weights import LocalWeights
 from .proportional import proportional_scale
+from .trained import TrainedAttnProcessor
 
 __all__ = ["FoveatedAttnProcessor"]
 
@@ -25,7 +27,7 @@ _CLEAR_POOLED_TOKENS = 10
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class FoveatedAttnProcessor(AttnProcessor):
+class FoveatedAttnProcessor(TrainedAttnProcessor):
     """Image keys within `radius` one by one, the rest of the image in cells, and all text.
 
     radius: of the near field, in tokens of the layer's own grid, at least 1.
@@ -33,7 +35,9 @@ class FoveatedAttnProcessor(AttnProcessor):
     levels: 2 uses cells of pool * pool tokens a side further out.
     mass: give a cell the weight of its tokens.
     partition: see no token both near and in a cell.
-    proportional: as in LocalAttnProcessor.
+    pool_weight: [pool, pool], of a cell's tokens in its key and value; None is their mean. Calls
+        whose rows or columns `pool` does not divide cannot run then.
+    proportional, weights, base: as in LocalAttnProcessor; a layer's own cell weights come first.
     impl: "reference", "torch" or "triton"; None chooses.
     """
 
@@ -42,8 +46,12 @@ class FoveatedAttnProcessor(AttnProcessor):
     levels: int = 1
     mass: bool = True
     partition: bool = True
+    pool_weight: torch.Tensor | None = None
     proportional: int | None = None
+    weights: LocalWeights | None = None
+    base: LocalWeights | None = None
     impl: str | None = None
+    weights_class: ClassVar[type[LocalWeights]] = LocalWeights
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +62,30 @@ class FoveatedAttnProcessor(AttnProcessor):
             raise ValueError(f"partition=False takes levels=1, got levels={self.levels}")
         if self.proportional is not None:
             check_positive("proportional", self.proportional, least=2)
+        self._check_pool_weight()
+
+    def _check_pool_weight(self) -> None:
+        trained = [] if self.weights is None else [layer.pool_weight for layer in self.weights]
+        shapes = {tuple(w.shape) for w in (self.pool_weight, *trained) if w is not None}
+        wrong = shapes - {(self.pool, self.pool), (1, 1, 1, self.pool, 1, self.pool, 1)}
+        if wrong:
+            raise ValueError(
+                f"cell weights must be ({self.pool}, {self.pool}) for pool={self.pool}, "
+                f"got {wrong.pop()}"
+            )
+        if shapes and self.levels > 1:
+            raise ValueError(f"cell weights take levels=1, got levels={self.levels}")
+
+    def why_not(self, layout: TokenLayout) -> str | None:
+        _, rows, columns = layout.grid
+        is_weighted = self._weight() is not None
+        if is_weighted and (rows % self.pool or columns % self.pool):
+            return f"cell weights need sides divisible by pool={self.pool}, not {rows} x {columns}"
+        return None
+
+    def _weight(self) -> torch.Tensor | None:
+        trained = None if self.part is None else self.part.pool_weight
+        return self.pool_weight if trained is None else trained
 
     def attend(
         self,
@@ -64,6 +96,8 @@ class FoveatedAttnProcessor(AttnProcessor):
         layout: TokenLayout,
         scale: float | None,
     ) -> torch.Tensor:
+        self.require_part()
+        weight = self._weight()
         if self.proportional is not None:
             is_clear = not (self.mass or self.partition)
             tokens = layout.num_tokens * (_CLEAR_POOLED_TOKENS if is_clear else 1)
@@ -78,6 +112,7 @@ class FoveatedAttnProcessor(AttnProcessor):
             levels=self.levels,
             mass=self.mass,
             partition=self.partition,
+            pool_weight=None if weight is None else weight.to(q.device),
             scale=scale,
             impl=self.impl,
         )

@@ -52,7 +52,13 @@ class Layer:
 
     def bind(self, attn: nn.Module) -> None:
         """Take the part of the processor that belongs to this layer, the module `attn`."""
+        self._whole = self.processor
         self.processor = self.present = self.processor.bind(self.name, attn)
+
+    def release(self) -> None:
+        """Let go of what was trained for this layer; the notes stay."""
+        if self.processor is not None and self.processor.part is not None:
+            self.processor = self.present = self._whole
 
     def forget(self) -> None:
         """Drop the notes of a forward, before the next or after one that was cut short."""
@@ -68,16 +74,26 @@ class Layer:
         self.reasons: Counter[str] = Counter()
 
     def project(
-        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
     ) -> Any:
         """`attn`, or what the processor puts in its place if `attend` will run the operator."""
-        is_flat = hidden_states.dim() == 3  # [B, N, C], or an image [B, C, h, w]
-        tokens = hidden_states.shape[1] if is_flat else math.prod(hidden_states.shape[2:])
+        tokens = _num_tokens(hidden_states, encoder_hidden_states)
         layout = self.tracker.layouts.get(tokens)
-        is_plain = attention_mask is None and layout is not None
-        if not is_plain or self._why_left_dense(tokens, layout) is not None:
+        cannot = attention_mask is not None or layout is None or self.present.why_not(layout)
+        if cannot or self._why_left_dense(tokens, layout) is not None:
             return attn
+        self._place(hidden_states.device)
         return self.present.project(attn)
+
+    def _place(self, device: torch.device) -> None:
+        """Brings the trained part to where the call runs: offloading by hooks moves it nowhere."""
+        part = self.present.part
+        if part is not None and any(p.device != device for p in part.parameters()):
+            part.to(device)
 
     def attend(
         self,
@@ -93,12 +109,13 @@ class Layer:
         chosen = self._why_left_dense(q.shape[2], layout)
         refused = None
         if chosen is None:
-            refused = _why_not(q, k, layout) if special is None else special
+            refused = special or _why_not(q, k, layout) or self.present.why_not(layout)
         if refused is not None and self.strict:
             raise NotImplementedError(f"{self.name}: {refused}; strict=False runs this call dense")
         self._note(layout, chosen, refused)
         if chosen is not None or refused is not None:
             return None
+        self._place(q.device)
         return self.present.attend(q, k, v, layout=layout, scale=scale)
 
     def _note(self, layout: TokenLayout | None, chosen: str | None, refused: str | None) -> None:
@@ -127,6 +144,13 @@ class Layer:
             self.layout = self._ran
         self.reasons.update(r for r in (self._chosen, self._refused) if r is not None)
         return self._refused
+
+
+def _num_tokens(hidden_states: torch.Tensor, text: torch.Tensor | None) -> int:
+    """Tokens of a call; hidden states are [B, N, C], or an image [B, C, h, w]."""
+    if hidden_states.dim() != 3:
+        return math.prod(hidden_states.shape[2:])
+    return hidden_states.shape[1] + (0 if text is None else text.shape[1])
 
 
 def _why_not(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:

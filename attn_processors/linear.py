@@ -6,8 +6,9 @@ softmax window with a linear far field.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -18,15 +19,16 @@ from ..kernels.feature_maps import FeatureMap, FeatureMaps, map_pair
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.linear import check_linear
-from .base import AttnProcessor
-from .linear_weights import LinearLayer, LinearWeights
-from .projected import Projected, check_projections
+from .checkpoint_base import read_base
+from .linear_weights import LinearWeights
+from .linfusion import read_linfusion
+from .trained import TrainedAttnProcessor
 
 __all__ = ["LinearAttnProcessor"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LinearAttnProcessor(AttnProcessor):
+class LinearAttnProcessor(TrainedAttnProcessor):
     """Image queries read the state of all keys, or a window and the state of the rest.
 
     Without trained weights, linear attention is close to the mean of the values: distil first.
@@ -39,6 +41,7 @@ class LinearAttnProcessor(AttnProcessor):
     radius: attend to the disc of this radius and all text by softmax, and to the rest linearly.
     gate: weight of that rest; at 0 the output is that of LocalAttnProcessor.
     weights: trained parts by layer; layers that have none stay dense, and the report says so.
+    base: the weights that those were trained from, to put them on a model tuned from the same base.
     impl: "reference", "torch" or "triton"; None chooses.
     """
 
@@ -49,54 +52,57 @@ class LinearAttnProcessor(AttnProcessor):
     radius: int | None = None
     gate: float = 0.0
     weights: LinearWeights | None = None
+    base: LinearWeights | None = None
     impl: str | None = None
+    weights_class: ClassVar[type[LinearWeights]] = LinearWeights
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._layer: LinearLayer | None = None
         check_linear(self.feature_map, self.eps, self.affine)
         if self.gate < 0:
             raise ValueError(f"gate must be >= 0, got {self.gate!r}")
-        if self.weights is not None and not isinstance(self.weights, LinearWeights):
-            raise ValueError(f"weights must be LinearWeights, got {type(self.weights).__name__}")
         if self.radius is None:
             return
         check_positive("radius", self.radius)
         if self.affine or self.rank_augment:
             raise ValueError("a window (radius) goes with neither affine nor rank_augment")
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        base: str | Path | None = None,
+        impl: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> LinearAttnProcessor:
+        """LinFusion with published weights, for `foveate.apply`.
+
+        source: folder with config.json and the safetensors file, that file, or repository of the
+            hub such as "Yuanshi/LinFusion-XL".
+        base: the official model that those weights were trained from (file, folder, repository):
+            then they are put on a model tuned from it as differences, own + weights - base. Without
+            it they replace the model's own.
+        revision: of the repository.
+        local_files_only: look in the hub's cache alone, as HF_HUB_OFFLINE says for everything.
+
+        Raises FileNotFoundError, or ValueError for a file with other keys or shapes, or corrupt.
+        """
+        weights = read_linfusion(source, revision=revision, local_files_only=local_files_only)
+        official = None
+        if base is not None:
+            official = read_base(base, weights, local_files_only=local_files_only)
+        return cls(weights=weights, base=official, impl=impl)
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> LinearAttnProcessor:
         """Move the trained parts, in place; the processor itself."""
-        for part in (self.weights, *map_pair(self.feature_map)):
+        for part in map_pair(self.feature_map):
             if isinstance(part, nn.Module):
                 part.to(device=device, dtype=dtype)
-        return self
-
-    def bind(self, name: str, attn: nn.Module) -> LinearAttnProcessor:
-        """The processor of one layer, sharing the trained weights.
-
-        Raises NotImplementedError where the layer has none or cannot take them, ValueError where
-        they are of another size.
-        """
-        if self.weights is None:
-            return self
-        layer = self.weights.of(name)
-        if layer is None:
-            raise NotImplementedError("no trained weights for this layer")
-        if layer.has_projections:
-            check_projections(name, attn, layer)
-        bound = copy.copy(self)
-        bound._layer = layer
-        return bound
-
-    @property
-    def has_projections(self) -> bool:
-        return self._layer is not None and self._layer.has_projections
-
-    def project(self, attn: nn.Module) -> Projected:
-        return Projected(attn, self._layer)
+        return super().to(device, dtype)
 
     def attend(
         self,
@@ -107,20 +113,16 @@ class LinearAttnProcessor(AttnProcessor):
         layout: TokenLayout,
         scale: float | None,
     ) -> torch.Tensor:
-        if self.weights is not None and self._layer is None:
-            raise NotImplementedError(
-                "trained weights belong to layers, which set_attn_processor does not name; "
-                "use foveate.apply(pipe, processor)"
-            )
+        self.require_part()
         options = {"layout": layout, "feature_map": self._maps(), "scale": scale, "impl": self.impl}
         if self.radius is None:
             form = {"eps": self.eps, "affine": self.affine, "rank_augment": self.rank_augment}
             out = linear_attention(q, k, v, **options, **form)
         else:
             out = hybrid_attention(q, k, v, **options, radius=self.radius, gate=self._gate())
-        if self._layer is None or self._layer.residual is None:
+        if self.part is None or self.part.residual is None:
             return out
-        grid = layout.grid_of(out) + self._layer.residual(v, layout).to(out.dtype)
+        grid = layout.grid_of(out) + self.part.residual(v, layout).to(out.dtype)
         return grid if layout.num_context == 0 else layout.join(grid, layout.context_of(out))
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
@@ -129,12 +131,12 @@ class LinearAttnProcessor(AttnProcessor):
 
     def _maps(self) -> tuple[FeatureMap, FeatureMap]:
         map_q, map_k = map_pair(self.feature_map)
-        if self._layer is not None:
-            map_q = map_q if self._layer.map_q is None else self._layer.map_q
-            map_k = map_k if self._layer.map_k is None else self._layer.map_k
+        if self.part is not None:
+            map_q = map_q if self.part.map_q is None else self.part.map_q
+            map_k = map_k if self.part.map_k is None else self.part.map_k
         return map_q, map_k
 
     def _gate(self) -> float | torch.Tensor:
-        if self._layer is None or self._layer.gate is None:
+        if self.part is None or self.part.gate is None:
             return self.gate
-        return self._layer.gate
+        return self.part.gate

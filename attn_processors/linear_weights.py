@@ -15,8 +15,16 @@ from torch import nn
 from ..kernels import TokenLayout, depthwise_residual
 from ..kernels.feature_maps import hedgehog_map
 from .layer_weights import LayerWeights
+from .projected import PROJECTIONS, Projections
 
-__all__ = ["DynamicResidual", "HedgehogMap", "LinearLayer", "LinearWeights", "StaticResidual"]
+__all__ = [
+    "DynamicResidual",
+    "HedgehogMap",
+    "LinearLayer",
+    "LinearWeights",
+    "StaticResidual",
+    "generalised",
+]
 
 
 class HedgehogMap(nn.Module):
@@ -68,7 +76,7 @@ class DynamicResidual(nn.Module):
         return depthwise_residual(v, layout=layout, weight=weight)
 
 
-class LinearLayer(nn.Module):
+class LinearLayer(Projections):
     """What is trained in one attention layer; a part left out is the model's own, or does nothing.
 
     to_q, to_k, to_v: replace the projections of the same names; to_out is [linear, dropout].
@@ -77,6 +85,7 @@ class LinearLayer(nn.Module):
     map_q, map_k: feature maps [B, H, n, D] -> [B, H, n, D'].
     gate: [H], of the far field beside a window, negative counts as 0.
     residual: (v, layout) -> what is added to the grid rows [B, H, f*h*w, D].
+    heads: of the layer that they were trained for, where it is known.
     """
 
     def __init__(
@@ -92,9 +101,9 @@ class LinearLayer(nn.Module):
         map_k: nn.Module | None = None,
         gate: nn.Parameter | None = None,
         residual: nn.Module | None = None,
+        heads: int | None = None,
     ) -> None:
-        super().__init__()
-        self.to_q, self.to_k, self.to_v, self.to_out = to_q, to_k, to_v, to_out
+        super().__init__(to_q=to_q, to_k=to_k, to_v=to_v, to_out=to_out, heads=heads)
         self.to_q_, self.to_k_ = to_q_, to_k_
         self.map_q, self.map_k = map_q, map_k
         self.gate = gate
@@ -106,10 +115,10 @@ class LinearLayer(nn.Module):
 
         `mid_dim` is g's middle dimension; None takes the layer's own width, -1 is the identity g.
         """
-        names = ("to_q", "to_k", "to_v", "to_out")
+        names = (name for name in PROJECTIONS if hasattr(attn, name))
         copies = {name: copy.deepcopy(getattr(attn, name)) for name in names}
         like = attn.to_q.weight
-        inner = {name: _inner(attn.to_q.in_features, mid_dim) for name in ("to_q_", "to_k_")}
+        inner = {name: generalised(attn.to_q.in_features, mid_dim) for name in ("to_q_", "to_k_")}
         return cls(**copies, **inner).to(device=like.device, dtype=like.dtype)
 
     @classmethod
@@ -123,17 +132,24 @@ class LinearLayer(nn.Module):
 
     @property
     def has_projections(self) -> bool:
-        """Whether the layer computes its queries, keys, values or output itself."""
-        parts = (self.to_q, self.to_k, self.to_v, self.to_out, self.to_q_, self.to_k_)
-        return any(part is not None for part in parts)
+        is_generalised = self.to_q_ is not None or self.to_k_ is not None
+        return is_generalised or super().has_projections
+
+    def query(self, project: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """W_q (x + g_q(x))."""
+        return project(x if self.to_q_ is None else x + self.to_q_(x))
+
+    def key(self, project: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """W_k (x + g_k(x))."""
+        return project(x if self.to_k_ is None else x + self.to_k_(x))
 
 
 class LinearWeights(LayerWeights):
     """A `LinearLayer` for each of the layers named."""
 
 
-def _inner(width: int, mid_dim: int | None) -> nn.Module:
-    """g of the generalised projections, zero at first unless it is the identity."""
+def generalised(width: int, mid_dim: int | None) -> nn.Module:
+    """g of the generalised projections, zero at first unless it is the identity (`mid_dim` -1)."""
     if mid_dim == -1:
         return nn.Identity()
     middle = width if mid_dim is None else mid_dim

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,39 +19,98 @@ from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.local import check_radius
 from .base import AttnProcessor
+from .checkpoint_base import read_base
+from .clear import read_clear
+from .foveated import FoveatedAttnProcessor
+from .local_weights import LocalWeights
 from .proportional import proportional_scale
+from .trained import TrainedAttnProcessor
 
 __all__ = ["LocalAttnProcessor"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class LocalAttnProcessor(AttnProcessor):
+class LocalAttnProcessor(TrainedAttnProcessor):
     """Image keys nearer than `radius` tokens (strictly) and all text; text queries see everything.
 
     radius: in tokens of the layer's own grid, at least 1; or one for each head.
     proportional: tokens, text and image, of the calls the model was trained with; logits then grow
         by sqrt(log(tokens) / log(proportional)). None leaves them.
+    weights: trained parts by layer; layers that have none stay dense, and the report says so.
+    base: the weights that those were trained from, to put them on a model tuned from the same base.
     impl: "reference", "torch" or "triton"; None chooses.
     """
 
     radius: int | Sequence[int] = 16
     proportional: int | None = None
+    weights: LocalWeights | None = None
+    base: LocalWeights | None = None
     impl: str | None = None
+    weights_class: ClassVar[type[LocalWeights]] = LocalWeights
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_radius(self.radius)
         if self.proportional is not None:
             check_positive("proportional", self.proportional, least=2)
+        if self.weights is not None and self.weights.pool is not None:
+            raise ValueError("these weights pool the far field: FoveatedAttnProcessor takes them")
 
-    def bind(self, name: str, attn: nn.Module) -> LocalAttnProcessor:
-        """Itself. Raises ValueError where the layer has not as many heads as there are radii."""
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        window: int | None = None,
+        base: str | Path | None = None,
+        proportional: int | None = None,
+        impl: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> LocalAttnProcessor | FoveatedAttnProcessor:
+        """CLEAR with published weights, for `foveate.apply` on a FLUX.1 model.
+
+        A pooled file gives a FoveatedAttnProcessor, of which CLEAR's pooled variant is one setting.
+
+        source: safetensors file; folder or repository of the hub ("Huage001/CLEAR") that holds
+            clear_local_{window}.safetensors; or owner/name/file.safetensors, a file of the hub.
+        window: the radius in tokens that it was trained with. The file does not hold it.
+        base: the official model that those weights were trained from (file, folder, repository):
+            then they are put on a model tuned from it as differences, own + weights - base. Without
+            it they replace the model's own.
+        revision: of the repository.
+        local_files_only: look in the hub's cache alone, as HF_HUB_OFFLINE says for everything.
+
+        Raises FileNotFoundError, or ValueError for a window left out and for a file with other keys
+        or shapes, or corrupt.
+        """
+        weights = read_clear(source, window, revision=revision, local_files_only=local_files_only)
+        official = None
+        if base is not None:
+            official = read_base(base, weights, local_files_only=local_files_only)
+        options = {"radius": window, "proportional": proportional, "impl": impl}
+        if weights.pool is None:
+            return cls(**options, weights=weights, base=official)
+        return FoveatedAttnProcessor(
+            **options,
+            pool=weights.pool,
+            mass=False,
+            partition=False,
+            weights=weights,
+            base=official,
+        )
+
+    def bind(self, name: str, attn: nn.Module) -> AttnProcessor:
+        """The processor of one layer, with its trained part.
+
+        Raises ValueError where the layer has not as many heads as there are radii.
+        """
         if isinstance(self.radius, Sequence) and len(self.radius) != attn.heads:
             raise ValueError(
                 f"{name} has {attn.heads} heads, but radius={self.radius} is for "
                 f"{len(self.radius)}; map each pattern of layers to a processor of its own"
             )
-        return self
+        return super().bind(name, attn)
 
     def attend(
         self,
@@ -60,6 +121,7 @@ class LocalAttnProcessor(AttnProcessor):
         layout: TokenLayout,
         scale: float | None,
     ) -> torch.Tensor:
+        self.require_part()
         if self.proportional is not None:
             scale = proportional_scale(scale, q.shape[-1], layout.num_tokens, self.proportional)
         return local_attention(

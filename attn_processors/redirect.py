@@ -47,7 +47,11 @@ class Project(Protocol):
     """What a redirected call asks first: `attn`, or what stands for it with other projections."""
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
     ) -> Any: ...
 
 
@@ -60,9 +64,15 @@ class Redirected:
     call_sites: int
 
     def _foveate_project(
-        self, attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
     ) -> Any:
-        return attn if self.project is None else self.project(attn, hidden_states, attention_mask)
+        if self.project is None:
+            return attn
+        return self.project(attn, hidden_states, encoder_hidden_states, attention_mask)
 
     def _foveate_sdpa(
         self,
@@ -161,12 +171,14 @@ class _PointAtSelf(ast.NodeTransformer):
 
 
 def _project_first(definition: ast.FunctionDef) -> None:
-    """Begins the function with `attn = self._foveate_project(attn, hidden_states, mask)`."""
+    """Begins the function with `attn = self._foveate_project(attn, hidden_states, ...)`."""
     known = {argument.arg for argument in definition.args.args}
     if not {"attn", "hidden_states"} <= known:
         return
-    mask = "attention_mask" if "attention_mask" in known else "None"
-    call = f"attn = self._foveate_project(attn, hidden_states, {mask})"
+    text, mask = (
+        name if name in known else "None" for name in ("encoder_hidden_states", "attention_mask")
+    )
+    call = f"attn = self._foveate_project(attn, hidden_states, {text}, {mask})"
     (statement,) = ast.parse(call).body
     first = definition.body[0]
     for node in ast.walk(statement):
