@@ -47,60 +47,44 @@ def rotate(x, rotary):
 
 def visible_tokens(layout, pool):
     """Who sees whom: [T + N, T + N + cells]."""
-    text, (_, rows, columns) = layout.text, layout.grid
-    y, x = (
-        c.flatten()
-        for c in torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    )
-    near = (y[:, None] - y).square() + (x[:, None] - x).square() < RADIUS**2
+    text, tokens, (_, rows, columns) = layout.text, layout.num_tokens, layout.grid
+    y, x = torch.arange(rows * columns).div(columns, rounding_mode="floor"), torch.arange(columns)
+    x = x.repeat(rows)
     cells = 0 if pool is None else rows * columns // pool**2
-    seen = torch.ones(layout.num_tokens, layout.num_tokens + cells, dtype=torch.bool)
-    seen[text:, text : layout.num_tokens] = near
-    seen[:text, layout.num_tokens :] = False  # text sees tokens, not cells
+    seen = torch.ones(tokens, tokens + cells, dtype=torch.bool)
+    seen[text:, text:tokens] = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2 < RADIUS**2
+    seen[:text, tokens:] = False  # text sees tokens, not cells
     return seen
 
 
 def clear_formula(attn, name, tensors, inputs, layout, pool=None):
     """CLEAR's attention layer; `attn` gives text projections and norms, which are not trained."""
-    own = {key: value.double() for key, value in attn.state_dict().items()}
-    own |= {
-        k.removeprefix(f"{name}."): v.double()
-        for k, v in tensors.items()
-        if k.startswith(f"{name}.")
-    }
+    weights = {f"{name}.{key}": value for key, value in attn.state_dict().items()} | tensors
+
+    def weight(key):
+        return weights[f"{name}.{key}"].double()
 
     def linear(part, x):
-        return x @ own[f"{part}.weight"].mT + own[f"{part}.bias"]
+        return x @ weight(f"{part}.weight").mT + weight(f"{part}.bias")
 
-    def heads(x, norm=None):
-        x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    def heads(part, x, norm=None):
+        x = linear(part, x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         if norm is None:
             return x
-        return (
-            x
-            * (x.square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt()
-            * own[f"{norm}.weight"]
-        )
+        mean_square = x.square().mean(-1, keepdim=True)
+        return x / (mean_square + attn.norm_q.eps).sqrt() * weight(f"{norm}.weight")
 
     x, text = inputs["hidden_states"].double(), inputs.get("encoder_hidden_states")
-    q, k, v = (
-        heads(linear("to_q", x), "norm_q"),
-        heads(linear("to_k", x), "norm_k"),
-        heads(linear("to_v", x)),
-    )
+    q, k, v = heads("to_q", x, "norm_q"), heads("to_k", x, "norm_k"), heads("to_v", x)
     if text is not None:
-        t = text.double()
-        more = (
-            heads(linear("add_q_proj", t), "norm_added_q"),
-            heads(linear("add_k_proj", t), "norm_added_k"),
-        )
-        q, k, v = (
-            torch.cat(pair, 2)
-            for pair in zip((*more, heads(linear("add_v_proj", t))), (q, k, v), strict=True)
-        )
+        text = text.double()
+        q = torch.cat((heads("add_q_proj", text, "norm_added_q"), q), 2)
+        k = torch.cat((heads("add_k_proj", text, "norm_added_k"), k), 2)
+        v = torch.cat((heads("add_v_proj", text), v), 2)
     q, k = rotate(q, inputs["image_rotary_emb"]), rotate(k, inputs["image_rotary_emb"])
     if pool is not None:
-        k, v = (pooled_last(y, own["processor.spatial_weight"], layout, pool) for y in (k, v))
+        cell = weight("processor.spatial_weight")
+        k, v = pooled_last(k, cell, layout, pool), pooled_last(v, cell, layout, pool)
     out = dense(q, k, v, visible_tokens(layout, pool)).transpose(1, 2).flatten(2)
     if text is None:
         return (out,)
@@ -218,6 +202,13 @@ def test_copies(flux, write):
 # the true files, without their 3.6 GB
 
 
+def on_meta(**options):
+    """FLUX.1-dev without memory."""
+    with torch.device("meta"):
+        model = diffusers.FluxTransformer2DModel(guidance_embeds=True, **options)
+    return model.to(torch.bfloat16)
+
+
 @pytest.mark.parametrize(("pool", "tensors"), [(None, 380), (4, 437)])
 def test_the_true_keys_fit_flux(tmp_path, pool, tensors):
     shapes = clear_shapes(19, 38, 3072, pool)
@@ -227,17 +218,14 @@ def test_the_true_keys_fit_flux(tmp_path, pool, tensors):
     write_sparse(path, shapes)
     processor = load(path, window=8)
     assert (len(processor.weights), len(processor.weights.state_dict())) == (57, tensors)
-    with torch.device("meta"):
-        model = diffusers.FluxTransformer2DModel(guidance_embeds=True)
+    model = on_meta()
     assert set(shapes) >= {k for k in model.state_dict() if ".attn.to_" in k and "add" not in k}
     with apply(model, processor) as handle:
         assert len(handle.report().layers) == 57
-    with torch.device("meta"):
-        narrow = diffusers.FluxTransformer2DModel(attention_head_dim=64, num_attention_heads=48)
     with pytest.raises(
-        ValueError, match=r"has 48 heads in this model and 24 in the weights.*56 more"
+        ValueError, match=r"has 48 heads in this model and 24 in the.*; and 53 more"
     ):
-        apply(narrow, processor)
+        apply(on_meta(attention_head_dim=64, num_attention_heads=48), processor)
 
 
 # what can be wrong

@@ -261,12 +261,17 @@ def test_projections_of_another_base_model_are_refused(sd):
     assert all(sd.model.attn_processors[n] is p for n, p in before.items())
 
 
-def test_projections_on_a_joint_layer_are_refused(flux):
-    layers = {n: LinearLayer(to_q_=nn.Identity()) for n in attention_layers(flux.model)}
-    with apply(flux.pipe, LinearAttnProcessor(weights=LinearWeights(layers))) as handle:
+def test_projections_of_joint_layers(flux):
+    layers = {n: LinearLayer.from_attention(m, 3) for n, m in attention_layers(flux.model).items()}
+    weights = LinearWeights(layers)
+    with apply(flux.pipe, LinearAttnProcessor()):
         want = flux()
-    assert {row.operator for row in handle.report().layers} == {"dense"}
-    assert torch.equal(flux(), want)
+    with apply(flux.pipe, LinearAttnProcessor(weights=weights)):
+        assert torch.equal(flux(), want)
+    shake(weights)
+    with apply(flux.pipe, LinearAttnProcessor(weights=weights)) as handle:
+        assert not torch.equal(flux(), want)
+    assert {row.operator for row in handle.report().layers} == {"linear"}
 
 
 # training
