@@ -17,7 +17,7 @@ from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from .agent_weights import AgentWeights
-from .trained import TrainedAttnProcessor
+from .trained_base import TrainedAttnProcessor
 
 __all__ = ["AgentAttnProcessor"]
 

@@ -18,7 +18,7 @@ from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from .local_weights import LocalWeights
 from .proportional import proportional_scale
-from .trained import TrainedAttnProcessor
+from .trained_base import TrainedAttnProcessor
 
 __all__ = ["FoveatedAttnProcessor"]
 

@@ -81,7 +81,9 @@ class Layer:
         attention_mask: torch.Tensor | None,
     ) -> Any:
         """`attn`, or what the processor puts in its place if `attend` will run the operator."""
-        tokens = _num_tokens(hidden_states, encoder_hidden_states)
+        tokens = _num_tokens(hidden_states)
+        if self.kind == "joint" and encoder_hidden_states is not None:
+            tokens += encoder_hidden_states.shape[1]
         layout = self.tracker.layouts.get(tokens)
         cannot = attention_mask is not None or layout is None or self.present.why_not(layout)
         if cannot or self._why_left_dense(tokens, layout) is not None:
@@ -146,11 +148,10 @@ class Layer:
         return self._refused
 
 
-def _num_tokens(hidden_states: torch.Tensor, text: torch.Tensor | None) -> int:
-    """Tokens of a call; hidden states are [B, N, C], or an image [B, C, h, w]."""
-    if hidden_states.dim() != 3:
-        return math.prod(hidden_states.shape[2:])
-    return hidden_states.shape[1] + (0 if text is None else text.shape[1])
+def _num_tokens(hidden_states: torch.Tensor) -> int:
+    """Tokens of hidden states [B, N, C], or of an image [B, C, h, w]."""
+    is_flat = hidden_states.dim() == 3
+    return hidden_states.shape[1] if is_flat else math.prod(hidden_states.shape[2:])
 
 
 def _why_not(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:

@@ -22,7 +22,7 @@ from ..kernels.linear import check_linear
 from .checkpoint_base import read_base
 from .linear_weights import LinearWeights
 from .linfusion import read_linfusion
-from .trained import TrainedAttnProcessor
+from .trained_base import TrainedAttnProcessor
 
 __all__ = ["LinearAttnProcessor"]
 

@@ -24,7 +24,7 @@ from .clear import read_clear
 from .foveated import FoveatedAttnProcessor
 from .local_weights import LocalWeights
 from .proportional import proportional_scale
-from .trained import TrainedAttnProcessor
+from .trained_base import TrainedAttnProcessor
 
 __all__ = ["LocalAttnProcessor"]
 

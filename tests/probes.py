@@ -1,4 +1,4 @@
-"""Processors that only tests need: one that writes down its calls, one that returns zeros."""
+"""What only tests need: a processor that writes down its calls, one of zeros, a look inside."""
 
 import dataclasses
 
@@ -32,3 +32,8 @@ class ZeroAttnProcessor(AttnProcessor):
 
     def count_keys(self, layout):
         return KeyCount(0, 0)
+
+
+def part_of(attention):
+    """What is trained for an attention module under `apply`."""
+    return attention.processor.attend.__self__.processor.part

@@ -1,4 +1,4 @@
-"""Trained parts under `apply`: differences to a base, adapters, devices, what is refused."""
+"""Trained parts under `apply`: adapters, devices, compilation, what is refused."""
 
 import gc
 import weakref
@@ -23,6 +23,7 @@ from foveate.attn_processors import (
     apply,
 )
 from foveate.attn_processors.layouts import attention_layers
+from probes import part_of
 from published_files import clear_tensors, write_linfusion
 from tiny_pipelines import Tiny
 
@@ -51,88 +52,6 @@ def clear(flux, tmp_path):
 
 def load(path, **options):
     return LocalAttnProcessor.from_pretrained(path, window=3, **options)
-
-
-def part_of(attention):
-    """What is trained for an attention module under `apply`."""
-    return attention.processor.attend.__self__.processor.part
-
-
-# differences to a base
-
-
-def fine_tuned(tiny, dtype=None, size=0.05):
-    """The model with other weights, as a community fine-tune has them."""
-    twin = Tiny(
-        tiny.name, **({"num_layers": 2, "num_single_layers": 2} if tiny.name == "flux" else {})
-    )
-    with torch.no_grad():
-        for parameter, own in zip(twin.model.parameters(), tiny.model.parameters(), strict=True):
-            parameter.copy_(own + size * torch.randn_like(own))
-    return twin
-
-
-@pytest.mark.parametrize("shard", [None, "20KB"], ids=["one-file", "shards"])
-@pytest.mark.parametrize("place", ["model", "pipeline"])
-def test_a_file_goes_on_a_fine_tune_as_a_difference(flux, clear, tmp_path, shard, place):
-    path, tensors = clear
-    base = tmp_path / "base"
-    options = {} if shard is None else {"max_shard_size": shard}
-    flux.model.save_pretrained(base / "transformer" if place == "pipeline" else base, **options)
-    tuned = fine_tuned(flux)
-    own, official = tuned.model.state_dict(), flux.model.state_dict()
-    expected = {k: (own[k].double() + v.double() - official[k]).float() for k, v in tensors.items()}
-    twin = tiny_flux()
-    twin.model.load_state_dict(own | expected)
-    with apply(twin.pipe, LocalAttnProcessor(radius=3)):
-        want = twin()
-    with apply(tuned.pipe, load(path, base=base)):
-        got = tuned()
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    with apply(tuned.pipe, load(path)):  # without the base they replace
-        assert (tuned() - want).abs().max() > 1e-3
-
-
-def test_a_difference_on_the_base_itself_is_the_file(flux, clear, tmp_path):
-    path, tensors = clear
-    save_file({key: value.bfloat16() for key, value in tensors.items()}, path)
-    model = tiny_flux().model.bfloat16()
-    model.save_pretrained(tmp_path / "base")
-    with apply(model, load(path, base=tmp_path / "base")):
-        for name, attention in attention_layers(model).items():
-            for part, value in part_of(attention).state_dict().items():
-                assert torch.equal(value, tensors[f"{name}.{part}"].bfloat16())
-
-
-def test_linfusion_as_a_difference(sd, tmp_path):
-    tensors = write_linfusion(tmp_path / "file", sd.model, 3)
-    sd.model.save_pretrained(tmp_path / "base")
-    tuned = fine_tuned(sd)
-    processor = LinearAttnProcessor.from_pretrained(tmp_path / "file", base=tmp_path / "base")
-    own, official = tuned.model.state_dict(), sd.model.state_dict()
-    with apply(tuned.model, processor):
-        for i, name in enumerate(processor.weights.names):
-            for part, value in part_of(tuned.model.get_submodule(name)).state_dict().items():
-                key, want = f"{name}.{part}", tensors[f"{i}.{part}"]
-                if "_." not in part:
-                    want = own[key] + want - official[key]
-                torch.testing.assert_close(value, want)
-
-
-def test_a_base_that_lacks_a_layer_is_refused(flux, clear, tmp_path):
-    Tiny("flux").model.save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match=r"14 missing keys: transformer_blocks.1.attn.to_q.weight"):
-        load(clear[0], base=tmp_path / "base")
-
-
-def test_weights_in_training_are_no_differences(flux, clear, tmp_path):
-    flux.model.save_pretrained(tmp_path / "base")
-    processor = load(clear[0], base=tmp_path / "base")
-    processor.weights.requires_grad_()
-    with pytest.raises(ValueError, match="require gradients cannot be applied as differences"):
-        apply(flux.pipe, processor)
-    with pytest.raises(ValueError, match="base must have the layers of weights"):
-        LocalAttnProcessor(base=processor.weights)
 
 
 # adapters
@@ -208,6 +127,16 @@ def test_sequential_offloading(clear, first):
     assert attention_layers(tiny.model)["transformer_blocks.0.attn"].to_q.weight.is_meta
     assert torch.equal(tiny(), want)
     handle.remove()
+
+
+def test_model_offloading(clear):
+    tiny = tiny_flux()
+    with apply(tiny.pipe, load(clear[0])):
+        want = tiny()
+        _, hook = accelerate.cpu_offload_with_hook(tiny.model, execution_device="cpu")
+        assert torch.equal(tiny(), want)
+        hook.offload()
+        hook.remove()
 
 
 def test_a_call_elsewhere_takes_the_part_along(sd, tmp_path):
@@ -305,6 +234,17 @@ def test_a_quantised_base_is_refused_by_name(clear, how, named):
         apply(model, load(clear[0]))
     assert all(model.attn_processors[n] is p for n, p in before.items())
     apply(model, LocalAttnProcessor(radius=3)).remove()
+
+
+def test_parts_without_projections_serve_a_quantised_base():
+    model = tiny_flux().model
+    attention = model.single_transformer_blocks[1].attn
+    for part in (attention.to_q, attention.to_k, attention.to_v):
+        part.weight = nn.Parameter(part.weight.detach().to(torch.uint8), requires_grad=False)
+    weights = LinearWeights({"single_transformer_blocks.1.attn": LinearLayer.hybrid(2, 16)})
+    weights.requires_grad_(False)
+    with apply(model, LinearAttnProcessor(radius=2, weights=weights)):
+        assert part_of(attention).gate.dtype == torch.float32
 
 
 def test_set_attn_processor_has_no_layers_to_train(flux, clear):

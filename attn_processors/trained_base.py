@@ -11,10 +11,11 @@ from torch import nn
 
 from .base import AttnProcessor
 from .layer_weights import LayerWeights, TrainedLayer, frozen_copy
-from .projected import PROJECTIONS, Projected, Projections, bare
+from .projected import PROJECTIONS, Projected, bare
 
 __all__ = ["TrainedAttnProcessor"]
 
+_FULL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SHOWN = 4  # differences that an error spells out
 
 
@@ -40,9 +41,8 @@ class TrainedAttnProcessor(AttnProcessor):
                 raise ValueError(
                     f"{name} must be {self.weights_class.__name__}, got {type(value).__name__}"
                 )
-        if self.base is not None and (
-            self.weights is None or self.base.names != self.weights.names
-        ):
+        names = None if self.weights is None else self.weights.names
+        if self.base is not None and self.base.names != names:
             raise ValueError("base must have the layers of weights, in the same order")
 
     def to(
@@ -57,14 +57,11 @@ class TrainedAttnProcessor(AttnProcessor):
         """Raises ValueError where the weights are not of a model with these layers."""
         if self.weights is None:
             return
-        found = [
-            f"{name} is not in this model" for name in self.weights.names if name not in layers
-        ]
+        names = self.weights.names
+        found = [f"{name} is not in this model" for name in names if name not in layers]
         if self.weights.source is not None:
-            found += [
-                f"{name} is not in the weights" for name in layers if name not in self.weights.names
-            ]
-        for name, layer in zip(self.weights.names, self.weights, strict=True):
+            found += [f"{name} is not in the weights" for name in layers if name not in names]
+        for name, layer in zip(names, self.weights, strict=True):
             if name in layers:
                 _refuse_quantised(name, layers[name], layer)
                 found += layer.differences(name, layers[name])
@@ -110,13 +107,12 @@ class TrainedAttnProcessor(AttnProcessor):
 
 
 def _refuse_quantised(name: str, attn: nn.Module, layer: TrainedLayer) -> None:
-    if not isinstance(layer, Projections):
+    if not layer.has_projections:
         return
     for part in PROJECTIONS[:3]:
         module = bare(getattr(attn, part, None))
         weight = getattr(module, "weight", None)
-        is_plain = type(weight) is nn.Parameter and weight.dtype.is_floating_point
-        if module is None or (is_plain and weight.dtype.itemsize > 1):
+        if module is None or (type(weight) is nn.Parameter and weight.dtype in _FULL):
             continue
         kind = "no weight" if weight is None else f"{type(weight).__name__}, {weight.dtype}"
         raise ValueError(
@@ -130,7 +126,7 @@ def _beside(
     name: str, attn: nn.Module, layer: TrainedLayer, base: TrainedLayer | None
 ) -> TrainedLayer:
     """`layer` where `attn` can use it: shared while it is trained, a copy when it is frozen."""
-    like = next(attn.parameters(), None)
+    like = next((p for p in attn.parameters() if p.dtype in _FULL), None)
     # an offloaded module keeps its weights elsewhere and says meta
     device = None if like is None or like.is_meta else like.device
     if any(parameter.requires_grad for parameter in layer.parameters()):
