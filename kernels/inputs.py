@@ -9,7 +9,14 @@ import torch
 
 from .layout import TokenLayout
 
-__all__ = ["HAS_TRITON", "check_axes", "check_impl", "check_positive", "check_tensors"]
+__all__ = [
+    "HAS_TRITON",
+    "check_axes",
+    "check_impl",
+    "check_positive",
+    "check_tensors",
+    "why_not_attention",
+]
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -80,3 +87,14 @@ def check_impl(
     if impl == "triton" and (reason := why_not_triton()):
         raise NotImplementedError(f"impl='triton': {reason}")
     return impl
+
+
+def why_not_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None
+) -> str:
+    """Why Triton's attention kernels cannot take q, k, v [B, H, N, D]; empty when they can."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    from .triton.device import why_not_tensors
+
+    return why_not_tensors(q, k, v, scale=scale)

@@ -13,7 +13,7 @@ import torch
 
 from .branches import Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount, mean_within
-from .inputs import HAS_TRITON, check_impl, check_positive, check_tensors
+from .inputs import check_impl, check_positive, check_tensors, why_not_attention
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_local
@@ -40,7 +40,7 @@ def local_attention(
     """
     check_tensors(q, k, v, layout)
     check_radius(radius, q.shape[1])
-    impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, radius, scale))
+    impl = check_impl(impl, q, lambda: why_not_attention(q, k, v, scale))
     if impl == "torch":
         inner = (layout.grid_of(x) for x in (q, k, v))
         grid = _discs(*inner, layout.grid, radius, scale)
@@ -63,16 +63,6 @@ def check_radius(radius: int | Sequence[int], heads: int | None = None) -> None:
         raise ValueError(f"radius must be one or one for each of {heads} heads, got {radius!r}")
     for value in radius:
         check_positive("radius", value)
-
-
-def _why_not_triton(q, k, v, radius, scale) -> str:
-    if not HAS_TRITON:
-        return "triton is not installed"
-    if not isinstance(radius, int):
-        return "a radius for each head has no Triton kernel yet"
-    from .triton.device import why_not_tensors
-
-    return why_not_tensors(q, k, v, scale=scale)
 
 
 def _discs(q, k, v, grid, radius, scale) -> Branch:

@@ -16,7 +16,7 @@ import torch
 
 from .branches import Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount
-from .inputs import check_axes, check_impl, check_tensors
+from .inputs import check_axes, check_impl, check_tensors, why_not_attention
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_neighborhood
@@ -48,12 +48,17 @@ def neighborhood_attention(
     """
     check_tensors(q, k, v, layout)
     check_box(kernel_size, dilation, is_causal)
-    if check_impl(impl) == "reference":
-        out, lse = reference_neighborhood(q, k, v, layout, kernel_size, dilation, is_causal, scale)
-        return (out, lse) if return_lse else out
-    grid = (layout.grid_of(x) for x in (q, k, v))
-    box = _boxes(*grid, layout.grid, kernel_size, dilation, is_causal, scale)
-    return answer(q, k, v, layout, [box], scale, return_lse)
+    impl = check_impl(impl, q, lambda: why_not_attention(q, k, v, scale))
+    if impl == "torch":
+        grid = (layout.grid_of(x) for x in (q, k, v))
+        box = _boxes(*grid, layout.grid, kernel_size, dilation, is_causal, scale)
+        return answer(q, k, v, layout, [box], scale, return_lse)
+    if impl == "triton":
+        from .triton.neighborhood import neighborhood_attention as attend
+    else:
+        attend = reference_neighborhood
+    out, lse = attend(q, k, v, layout, kernel_size, dilation, is_causal, scale)
+    return (out, lse) if return_lse else out
 
 
 def neighborhood_keys(

@@ -16,7 +16,7 @@ import torch
 
 from .branches import Branch, answer
 from .counts import KeyCount
-from .inputs import check_axes, check_impl, check_tensors
+from .inputs import check_axes, check_impl, check_tensors, why_not_attention
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_window
@@ -51,12 +51,17 @@ def window_attention(
     """
     check_tensors(q, k, v, layout)
     check_windows(window_size, shift)
-    if check_impl(impl) == "reference":
-        out, lse = reference_window(q, k, v, layout, window_size, shift, wrap, scale)
-        return (out, lse) if return_lse else out
-    grid = (layout.grid_of(x) for x in (q, k, v))
-    windows = _windows(*grid, layout.grid, window_size, shift, wrap, scale)
-    return answer(q, k, v, layout, [windows], scale, return_lse)
+    impl = check_impl(impl, q, lambda: why_not_attention(q, k, v, scale))
+    if impl == "torch":
+        grid = (layout.grid_of(x) for x in (q, k, v))
+        windows = _windows(*grid, layout.grid, window_size, shift, wrap, scale)
+        return answer(q, k, v, layout, [windows], scale, return_lse)
+    if impl == "triton":
+        from .triton.window import window_attention as attend
+    else:
+        attend = reference_window
+    out, lse = attend(q, k, v, layout, window_size, shift, wrap, scale)
+    return (out, lse) if return_lse else out
 
 
 def window_keys(

@@ -185,9 +185,3 @@ def test_bad_options_are_refused(options, message):
     layout = TokenLayout(grid=(1, 4, 4))
     with pytest.raises(ValueError, match=message):
         neighborhood_attention(*make_qkv(layout), layout=layout, **options)
-
-
-def test_a_named_impl_runs_or_raises():
-    layout = TokenLayout(grid=(1, 4, 4))
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        neighborhood_attention(*make_qkv(layout), layout=layout, impl="triton")

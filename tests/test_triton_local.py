@@ -26,7 +26,9 @@ def plain(q, k, v, layout, radius):
     where = layout.coords(q.device)
     seen = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=q.device)
     distance = (where[:, None] - where).square().sum(-1)
-    seen[layout.grid_slice, layout.grid_slice] = distance < radius**2
+    reach = torch.tensor(radius, device=q.device).square().view(-1, 1, 1)  # of one head or each
+    seen = seen.repeat(len(reach), 1, 1)
+    seen[:, layout.grid_slice, layout.grid_slice] = distance < reach
     scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
     return scores.softmax(-1) @ v, scores.logsumexp(-1)
 
@@ -44,8 +46,8 @@ def answers(attend, qkv, layout, radius, grads):
     return [x.detach().double() for x in found]
 
 
-def errors(attend, qkv, layout, radius):
-    """Relative errors of out, lse, dq, dk, dv, and those of plain torch in the same dtype."""
+def errors(attend, qkv, layout, radius, plain):
+    """Relative errors of out, lse, dq, dk, dv, and those of `plain` in the same dtype."""
     grads = torch.randn_like(qkv[0]), torch.randn(qkv[0].shape[:3], device=DEVICE)
     truth = answers(plain, [x.double() for x in qkv], layout, radius, grads)
     return [
@@ -57,9 +59,9 @@ def errors(attend, qkv, layout, radius):
     ]
 
 
-def assert_close(attend, qkv, layout, radius):
+def assert_close(attend, qkv, layout, radius, plain=plain):
     """float32 within 1e-6 of the truth, half precision within twice the error of plain torch."""
-    ours, plains = errors(attend, qkv, layout, radius)
+    ours, plains = errors(attend, qkv, layout, radius, plain)
     single = qkv[0].dtype == torch.float32
     limits = [1e-6] * 5 if single else [max(2 * error, 1e-6) for error in plains]
     names = ("out", "lse", "dq", "dk", "dv")
@@ -125,6 +127,12 @@ def test_batches_and_segments_on_both_sides():
     assert_close(triton, side_by_side(layout, 2, 16, batch=2), layout, 3)
 
 
+@pytest.mark.parametrize(("make", "grid"), [(separate, (1, 9, 13)), (side_by_side, (3, 5, 4))])
+def test_a_radius_for_each_head(make, grid):
+    layout = TokenLayout(text=3, grid=grid)
+    assert_close(triton, make(layout, 3, 16, batch=2), layout, (2, 5, 2))
+
+
 def test_partial_tiles_in_the_backward():
     layout = TokenLayout(text=1, grid=(1, 9, 9))
     assert_close(triton, separate(layout, 1, 16), layout, 2)
@@ -155,7 +163,7 @@ def test_the_same_numbers_in_every_run():
 def test_the_operators_pass_torchs_checks(monkeypatch):
     layout = TokenLayout(text=3, grid=(1, 5, 4))
     q, k, v = (x.requires_grad_() for x in side_by_side(layout, 1, 16))
-    options = (3, [1, 5, 4], 2, 0.25)
+    options = (3, [1, 5, 4], [2], 0.25)
     with torch.no_grad():
         out, lse = torch.ops.foveate.local_forward(q, k, v, *options)
     saved = [x.detach() for x in (out, lse, q, k, v, out, lse)]

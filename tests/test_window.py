@@ -256,9 +256,3 @@ def test_a_bad_shift_in_tokens_is_refused():
     layout = TokenLayout(grid=(1, 4, 4))
     with pytest.raises(ValueError, match="shift must be an integer >= 0, got -1"):
         window_attention(*make_qkv(layout), layout=layout, shift=(0, -1, 0))
-
-
-def test_a_named_impl_runs_or_raises():
-    layout = TokenLayout(grid=(1, 4, 4))
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        window_attention(*make_qkv(layout), layout=layout, impl="triton")

@@ -20,6 +20,7 @@ from ..layout import TokenLayout
 from . import local_launch, torch_path
 from .device import interprets
 from .foveated_rings import Rings
+from .near import disc
 
 __all__ = ["foveated_attention"]
 
@@ -64,14 +65,14 @@ def _forward(
     scale: float,
 ) -> Pair:
     rings = Rings(levels, pool, mass, partition)
-    return local_launch.forward(q, k, v, start, grid, radius, scale, rings)
+    return local_launch.forward(q, k, v, start, grid, disc([radius]), scale, rings)
 
 
 @_forward.register_kernel("cpu")
 def _(q, k, v, start, grid, radius, pool, levels, mass, partition, scale):
     if interprets():
         rings = Rings(levels, pool, mass, partition)
-        return local_launch.forward(q, k, v, start, grid, radius, scale, rings)
+        return local_launch.forward(q, k, v, start, grid, disc([radius]), scale, rings)
     function = _torch_path(q, start, grid, radius, pool, levels, mass, partition, scale)
     return torch_path.attend(function, (q, k, v))
 
@@ -102,7 +103,7 @@ def _backward(
 ) -> Triple:
     saved = (grad_out, grad_lse, q, k, v, out, lse)
     rings = Rings(levels, pool, mass, partition)
-    return local_launch.backward(*saved, start, grid, radius, scale, rings)
+    return local_launch.backward(*saved, start, grid, disc([radius]), scale, rings)
 
 
 @_backward.register_kernel("cpu")
@@ -113,7 +114,7 @@ def _(
     if interprets():
         saved = (grad_out, grad_lse, q, k, v, out, lse)
         rings = Rings(levels, pool, mass, partition)
-        return local_launch.backward(*saved, start, grid, radius, scale, rings)
+        return local_launch.backward(*saved, start, grid, disc([radius]), scale, rings)
     function = _torch_path(q, start, grid, radius, pool, levels, mass, partition, scale)
     return torch_path.differentiate(function, (q, k, v), (grad_out, grad_lse))
 

@@ -13,6 +13,7 @@ import torch
 from ..layout import TokenLayout
 from . import local_launch, torch_path
 from .device import interprets
+from .near import disc
 
 __all__ = ["local_attention"]
 
@@ -25,12 +26,13 @@ def local_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     layout: TokenLayout,
-    radius: int,
+    radius: int | Sequence[int],
     scale: float | None,
 ) -> Pair:
     """out [B, H, N, D] and lse [B, H, N] of the operator of this name."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return _forward(q, k, v, layout.grid_slice.start, list(layout.grid), radius, scale)
+    radii = [radius] if isinstance(radius, int) else list(radius)
+    return _forward(q, k, v, layout.grid_slice.start, list(layout.grid), radii, scale)
 
 
 @torch.library.custom_op("foveate::local_forward", mutates_args=(), device_types="cuda")
@@ -40,21 +42,21 @@ def _forward(
     v: torch.Tensor,
     start: int,
     grid: Sequence[int],
-    radius: int,
+    radii: Sequence[int],
     scale: float,
 ) -> Pair:
-    return local_launch.forward(q, k, v, start, grid, radius, scale)
+    return local_launch.forward(q, k, v, start, grid, disc(radii), scale)
 
 
 @_forward.register_kernel("cpu")
-def _(q, k, v, start, grid, radius, scale):
+def _(q, k, v, start, grid, radii, scale):
     if interprets():
-        return local_launch.forward(q, k, v, start, grid, radius, scale)
-    return torch_path.attend(_torch_path(q, start, grid, radius, scale), (q, k, v))
+        return local_launch.forward(q, k, v, start, grid, disc(radii), scale)
+    return torch_path.attend(_torch_path(q, start, grid, radii, scale), (q, k, v))
 
 
 @_forward.register_fake
-def _(q, k, v, start, grid, radius, scale):
+def _(q, k, v, start, grid, radii, scale):
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return local_launch.empty_like(q), lse
 
@@ -70,24 +72,25 @@ def _backward(
     lse: torch.Tensor,
     start: int,
     grid: Sequence[int],
-    radius: int,
+    radii: Sequence[int],
     scale: float,
 ) -> Triple:
-    return local_launch.backward(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale)
+    return local_launch.backward(
+        grad_out, grad_lse, q, k, v, out, lse, start, grid, disc(radii), scale
+    )
 
 
 @_backward.register_kernel("cpu")
-def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, scale):
     if interprets():
-        return local_launch.backward(
-            grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale
-        )
-    function = _torch_path(q, start, grid, radius, scale)
+        saved = (grad_out, grad_lse, q, k, v, out, lse)
+        return local_launch.backward(*saved, start, grid, disc(radii), scale)
+    function = _torch_path(q, start, grid, radii, scale)
     return torch_path.differentiate(function, (q, k, v), (grad_out, grad_lse))
 
 
 @_backward.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radius, scale):
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, scale):
     return tuple(local_launch.empty_like(x) for x in (q, k, v))
 
 
@@ -104,10 +107,11 @@ def _differentiate(ctx, grad_out, grad_lse):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _torch_path(q, start, grid, radius, scale) -> Callable[..., Pair]:
+def _torch_path(q, start, grid, radii, scale) -> Callable[..., Pair]:
     from ..local import local_attention
 
     layout = torch_path.layout_of(q, start, grid)
+    radius = radii[0] if len(radii) == 1 else tuple(radii)
     return partial(
         local_attention, layout=layout, radius=radius, scale=scale, impl="torch", return_lse=True
     )

@@ -12,7 +12,8 @@ from .gradient import key_step, query_step
 from .rings import differentiate_ring
 from .rows import load_keys, load_rows, store_rows
 from .softmax import LN2, scores
-from .walk import box, near_of, next_tile, tile_of, tokens_of
+from .walk import next_tile, tile_of, tokens_of
+from .windows import DISC, part_of, sight_of, visible, walk_of
 
 __all__ = ["local_backward_keys_kernel", "local_backward_queries_kernel"]
 
@@ -29,17 +30,34 @@ def _shift(OUT, token, o_row, g0, g1, D: tl.constexpr, D0: tl.constexpr, D1: tl.
 
 
 @triton.jit(
-    do_not_specialize=["heads", "tiles", "frames", "height", "width", "halo", "reach", "context"]
+    do_not_specialize=[
+        "heads",
+        "tiles",
+        "frames",
+        "height",
+        "width",
+        "halo",
+        "reach",
+        "extent_t",
+        "extent_y",
+        "extent_x",
+        "step_t",
+        "step_y",
+        "step_x",
+        "causal",
+        "context",
+    ]  # fmt: skip
 )
 def local_backward_queries_kernel(
-    Q, K, V, CK, CV, K1, V1, K2, V2, OUT, GRAD, LSE, GRAD_LSE, SHIFT, DQ,
+    Q, K, V, CK, CV, K1, V1, K2, V2, RADII, OUT, GRAD, LSE, GRAD_LSE, SHIFT, DQ,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     ck_batch, ck_head, ck_row, cv_batch, cv_head, cv_row, o_batch, o_head, o_row,
     g_batch, g_head, g_row, dq_batch, dq_head, dq_row, lse_head,
-    heads, tiles, frames, height, width, halo, reach, context, scale, scale2, mass,
+    heads, tiles, frames, height, width, halo, reach,
+    extent_t, extent_y, extent_x, step_t, step_y, step_x, causal, context, scale, scale2, mass,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BC: tl.constexpr,
-    CELL: tl.constexpr, FRAMES: tl.constexpr, CONTEXT: tl.constexpr,
+    CELL: tl.constexpr, FRAMES: tl.constexpr, WINDOW: tl.constexpr, CONTEXT: tl.constexpr,
     LEVELS: tl.constexpr, POOL: tl.constexpr, CUT: tl.constexpr,
     UNIT: tl.constexpr, I64: tl.constexpr,
 ):  # fmt: skip
@@ -51,13 +69,25 @@ def local_backward_queries_kernel(
     b = (pair // heads).to(tl.int64) * UNIT
     h = (pair % heads).to(tl.int64) * UNIT
     k_row, v_row, ck_row, cv_row = k_row * UNIT, v_row * UNIT, ck_row * UNIT, cv_row * UNIT
-    t, y0, x0 = tile_of(tl.program_id(0) % tiles, height, width, TH, TW, FRAMES)
+    if RADII is not None:
+        reach = tl.load(RADII + pair % heads)
+        halo = reach - 1
+    tile = tl.program_id(0) % tiles
+    extents = (extent_t, extent_y, extent_x)
+    place = None
+    if WINDOW == DISC:
+        t, y0, x0 = tile_of(tile, height, width, TH, TW, FRAMES)
+    else:
+        t, y0, x0, frames, height, width, place = part_of(
+            tile, frames, height, width, extents, (step_t, step_y, step_x), TH, TW, FRAMES, WINDOW
+        )
+        context = tl.where((y0 < height) & (x0 < width), context, 0)
     qy = y0 + tl.arange(0, M) // TW
     qx = x0 + tl.arange(0, M) % TW
     ok = (qy < height) & (qx < width)
     qy = tl.minimum(qy, height - 1)
     qx = tl.minimum(qx, width - 1)
-    token = tokens_of(t, qy, qx, height, width, I64)
+    token = tokens_of(t, qy, qx, height, width, I64, place)
     q0, q1, g0, g1 = load_keys(
         Q + b * q_batch + h * q_head, GRAD + b * g_batch + h * g_head, token,
         q_row * UNIT, g_row * UNIT, None, D, D0, D1, False,
@@ -84,24 +114,22 @@ def local_backward_queries_kernel(
 
     K += b * k_batch + h * k_head
     V += b * v_batch + h * v_head
-    ky0, ky1 = box(y0, height, halo, TH, CELL)
-    kx0, kx1 = box(x0, width, halo, TW, CELL)
-    count = tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)
-    kt = t
-    if FRAMES:
-        kt, kt1 = box(t, frames, reach - 1, 1, 1)
-        count *= kt1 - kt
+    ky0, ky1, kx0, kx1, kt, kt1 = walk_of(
+        t, y0, x0, frames, height, width, halo, reach, extents, causal,
+        TH, TW, CELL, FRAMES, WINDOW, True,
+    )  # fmt: skip
     ky = ky0
     kx = kx0
     jy = tl.arange(0, N) // KW
     jx = tl.arange(0, N) % KW
-    within = (reach * reach).to(tl.float32)
-    for _ in tl.range(0, count):
-        key = tokens_of(kt, ky + jy, kx + jx, height, width, I64)
+    sight = sight_of(qy, qx, height, width, extents, causal, WINDOW, True)
+    for _ in tl.range(0, (kt1 - kt) * tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)):
+        key = tokens_of(kt, ky + jy, kx + jx, height, width, I64, place)
         k0, k1, v0, v1 = load_keys(K, V, key, k_row, v_row, None, D, D0, D1, False)
-        if FRAMES:
-            within = (reach * reach - (t - kt) * (t - kt)).to(tl.float32)
-        near = near_of(qy, qx, ky, kx, height, width, within, M, KH, KW, CELL, CELL)
+        near = visible(
+            sight, t - kt, ky, kx, height, width, reach, extents, causal,
+            M, KH, KW, CELL, FRAMES, WINDOW, True,
+        )  # fmt: skip
         s = tl.where(near, scores(q0, q1, k0, k1, SPLIT, "ieee"), -float("inf"))
         acc0, acc1 = query_step(s, g0, g1, k0, k1, v0, v1, lse2, shift, acc0, acc1, scale2, SPLIT)
         kt, ky, kx = next_tile(kt, ky, kx, ky0, ky1, kx0, kx1, KH, KW, FRAMES)
@@ -130,17 +158,34 @@ def local_backward_queries_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "tiles", "frames", "height", "width", "halo", "reach", "context"]
+    do_not_specialize=[
+        "heads",
+        "tiles",
+        "frames",
+        "height",
+        "width",
+        "halo",
+        "reach",
+        "extent_t",
+        "extent_y",
+        "extent_x",
+        "step_t",
+        "step_y",
+        "step_x",
+        "causal",
+        "context",
+    ]  # fmt: skip
 )
 def local_backward_keys_kernel(
-    Q, K, V, GRAD, CQ, CGRAD, LSE, SHIFT, CLSE, CSHIFT, DK, DV,
+    Q, K, V, GRAD, CQ, CGRAD, RADII, LSE, SHIFT, CLSE, CSHIFT, DK, DV,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     g_batch, g_head, g_row, cq_batch, cq_head, cq_row, cg_batch, cg_head, cg_row,
     dk_batch, dk_head, dk_row, dv_batch, dv_head, dv_row, lse_head,
-    heads, tiles, frames, height, width, halo, reach, context, scale, scale2,
+    heads, tiles, frames, height, width, halo, reach,
+    extent_t, extent_y, extent_x, step_t, step_y, step_x, causal, context, scale, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BC: tl.constexpr,
-    CELL: tl.constexpr, FRAMES: tl.constexpr, CONTEXT: tl.constexpr,
+    CELL: tl.constexpr, FRAMES: tl.constexpr, WINDOW: tl.constexpr, CONTEXT: tl.constexpr,
     UNIT: tl.constexpr, I64: tl.constexpr,
 ):  # fmt: skip
     """Writes DK and DV of one tile of grid keys; walks context queries, then the grid's."""
@@ -151,11 +196,23 @@ def local_backward_keys_kernel(
     b = (pair // heads).to(tl.int64) * UNIT
     h = (pair % heads).to(tl.int64) * UNIT
     q_row, g_row, cq_row, cg_row = q_row * UNIT, g_row * UNIT, cq_row * UNIT, cg_row * UNIT
-    t, y0, x0 = tile_of(tl.program_id(0) % tiles, height, width, TH, TW, FRAMES)
+    if RADII is not None:
+        reach = tl.load(RADII + pair % heads)
+        halo = reach - 1
+    tile = tl.program_id(0) % tiles
+    extents = (extent_t, extent_y, extent_x)
+    place = None
+    if WINDOW == DISC:
+        t, y0, x0 = tile_of(tile, height, width, TH, TW, FRAMES)
+    else:
+        t, y0, x0, frames, height, width, place = part_of(
+            tile, frames, height, width, extents, (step_t, step_y, step_x), TH, TW, FRAMES, WINDOW
+        )
+        context = tl.where((y0 < height) & (x0 < width), context, 0)
     ky = y0 + tl.arange(0, M) // TW
     kx = x0 + tl.arange(0, M) % TW
     ok = (ky < height) & (kx < width)
-    token = tokens_of(t, ky, kx, height, width, I64)
+    token = tokens_of(t, ky, kx, height, width, I64, place)
     k0, k1, v0, v1 = load_keys(
         K + b * k_batch + h * k_head, V + b * v_batch + h * v_head, token,
         k_row * UNIT, v_row * UNIT, None, D, D0, D1, False,
@@ -185,26 +242,24 @@ def local_backward_keys_kernel(
     GRAD += b * g_batch + h * g_head
     LSE += pair.to(tl.int64) * lse_head
     SHIFT += pair.to(tl.int64) * lse_head
-    qy0, qy1 = box(y0, height, halo, TH, CELL)
-    qx0, qx1 = box(x0, width, halo, TW, CELL)
-    count = tl.cdiv(qy1 - qy0, KH) * tl.cdiv(qx1 - qx0, KW)
-    qt = t
-    if FRAMES:
-        qt, qt1 = box(t, frames, reach - 1, 1, 1)
-        count *= qt1 - qt
+    qy0, qy1, qx0, qx1, qt, qt1 = walk_of(
+        t, y0, x0, frames, height, width, halo, reach, extents, causal,
+        TH, TW, CELL, FRAMES, WINDOW, False,
+    )  # fmt: skip
     qy = qy0
     qx = qx0
     jy = tl.arange(0, N) // KW
     jx = tl.arange(0, N) % KW
-    within = (reach * reach).to(tl.float32)
-    for _ in tl.range(0, count):
-        query = tokens_of(qt, qy + jy, qx + jx, height, width, I64)
+    sight = sight_of(ky, kx, height, width, extents, causal, WINDOW, False)
+    for _ in tl.range(0, (qt1 - qt) * tl.cdiv(qy1 - qy0, KH) * tl.cdiv(qx1 - qx0, KW)):
+        query = tokens_of(qt, qy + jy, qx + jx, height, width, I64, place)
         q0, q1, g0, g1 = load_keys(Q, GRAD, query, q_row, g_row, None, D, D0, D1, False)
         lse2 = tl.load(LSE + query) / LN2
         shift = tl.load(SHIFT + query)
-        if FRAMES:
-            within = (reach * reach - (t - qt) * (t - qt)).to(tl.float32)
-        near = near_of(ky, kx, qy, qx, height, width, within, M, KH, KW, CELL, CELL)
+        near = visible(
+            sight, t - qt, qy, qx, height, width, reach, extents, causal,
+            M, KH, KW, CELL, FRAMES, WINDOW, False,
+        )  # fmt: skip
         s = tl.where(near, scores(k0, k1, q0, q1, SPLIT, "ieee"), -float("inf"))
         dk0, dk1, dv0, dv1 = key_step(
             s, q0, q1, g0, g1, v0, v1, lse2, shift, dk0, dk1, dv0, dv1, scale2, SPLIT

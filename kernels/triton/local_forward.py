@@ -12,7 +12,8 @@ import triton.language as tl
 from .rings import attend_ring
 from .rows import load_keys, load_rows, store_rows
 from .softmax import LN2, scores, update
-from .walk import box, near_of, next_tile, tile_of, tokens_of
+from .walk import next_tile, tile_of, tokens_of
+from .windows import DISC, part_of, sight_of, visible, walk_of
 
 __all__ = ["attend_context", "attend_near", "local_forward_kernel"]
 
@@ -65,36 +66,35 @@ def attend_context(
 @triton.jit
 def attend_near(
     q0, q1, K, V, b, h, k_row, v_row, t, y0, x0, qy, qx, frames, height, width, halo, reach,
-    m, l, acc0, acc1, scale2,
+    extents, causal, place, m, l, acc0, acc1, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    CELL: tl.constexpr, FRAMES: tl.constexpr, TMA: tl.constexpr, I64: tl.constexpr,
+    CELL: tl.constexpr, FRAMES: tl.constexpr, WINDOW: tl.constexpr,
+    TMA: tl.constexpr, I64: tl.constexpr,
 ):  # fmt: skip
-    """Take the tokens whose cells are closer than `reach` to the query's."""
+    """Take the tokens that the queries see: for a disc, whose cells are closer than `reach`."""
     N: tl.constexpr = KH * KW
-    ky0, ky1 = box(y0, height, halo, TH, CELL)
-    kx0, kx1 = box(x0, width, halo, TW, CELL)
-    count = tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)
-    kt = t
-    if FRAMES:
-        kt, kt1 = box(t, frames, reach - 1, 1, 1)
-        count *= kt1 - kt
+    ky0, ky1, kx0, kx1, kt, kt1 = walk_of(
+        t, y0, x0, frames, height, width, halo, reach, extents, causal,
+        TH, TW, CELL, FRAMES, WINDOW, True,
+    )  # fmt: skip
     ky = ky0
     kx = kx0
     jy = tl.arange(0, N) // KW
     jx = tl.arange(0, N) % KW
-    within = (reach * reach).to(tl.float32)
-    for _ in tl.range(0, count):
+    sight = sight_of(qy, qx, height, width, extents, causal, WINDOW, True)
+    for _ in tl.range(0, (kt1 - kt) * tl.cdiv(ky1 - ky0, KH) * tl.cdiv(kx1 - kx0, KW)):
         if TMA:
             k0 = K.load([b, h, kt * height + ky, kx, 0]).reshape([N, D0])
             v0 = V.load([b, h, kt * height + ky, kx, 0]).reshape([N, D0])
             k1, v1 = k0, v0
         else:
-            key = tokens_of(kt, ky + jy, kx + jx, height, width, I64)
+            key = tokens_of(kt, ky + jy, kx + jx, height, width, I64, place)
             k0, k1, v0, v1 = load_keys(K, V, key, k_row, v_row, None, D, D0, D1, False)
-        if FRAMES:
-            within = (reach * reach - (t - kt) * (t - kt)).to(tl.float32)
-        near = near_of(qy, qx, ky, kx, height, width, within, TH * TW, KH, KW, CELL, CELL)
+        near = visible(
+            sight, t - kt, ky, kx, height, width, reach, extents, causal,
+            TH * TW, KH, KW, CELL, FRAMES, WINDOW, True,
+        )  # fmt: skip
         s = tl.where(near, scores(q0, q1, k0, k1, D1 > 0, "ieee"), -float("inf"))
         m, l, acc0, acc1 = update(s, v0, v1, m, l, acc0, acc1, scale2, D1 > 0, "ieee")
         kt, ky, kx = next_tile(kt, ky, kx, ky0, ky1, kx0, kx1, KH, KW, FRAMES)
@@ -102,16 +102,34 @@ def attend_near(
 
 
 @triton.jit(
-    do_not_specialize=["heads", "tiles", "frames", "height", "width", "halo", "reach", "context"]
+    do_not_specialize=[
+        "heads",
+        "tiles",
+        "frames",
+        "height",
+        "width",
+        "halo",
+        "reach",
+        "extent_t",
+        "extent_y",
+        "extent_x",
+        "step_t",
+        "step_y",
+        "step_x",
+        "causal",
+        "context",
+    ]  # fmt: skip
 )
 def local_forward_kernel(
-    Q, K, V, CK, CV, K1, V1, K2, V2, OUT, LSE,
+    Q, K, V, CK, CV, K1, V1, K2, V2, RADII, OUT, LSE,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     ck_batch, ck_head, ck_row, cv_batch, cv_head, cv_row, o_batch, o_head, o_row, lse_head,
-    heads, tiles, frames, height, width, halo, reach, context, scale2, mass,
+    heads, tiles, frames, height, width, halo, reach,
+    extent_t, extent_y, extent_x, step_t, step_y, step_x, causal, context, scale2, mass,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BC: tl.constexpr,
-    CELL: tl.constexpr, FRAMES: tl.constexpr, CONTEXT: tl.constexpr, TAIL: tl.constexpr,
+    CELL: tl.constexpr, FRAMES: tl.constexpr, WINDOW: tl.constexpr,
+    CONTEXT: tl.constexpr, TAIL: tl.constexpr,
     LEVELS: tl.constexpr, POOL: tl.constexpr, CUT: tl.constexpr,
     TMA: tl.constexpr, UNIT: tl.constexpr, I64: tl.constexpr,
 ):  # fmt: skip
@@ -128,13 +146,25 @@ def local_forward_kernel(
     b64 = b.to(tl.int64) * UNIT
     h64 = h.to(tl.int64) * UNIT
     q_row, o_row = q_row * UNIT, o_row * UNIT
-    t, y0, x0 = tile_of(tl.program_id(0) % tiles, height, width, TH, TW, FRAMES)
+    if RADII is not None:
+        reach = tl.load(RADII + pair % heads)
+        halo = reach - 1
+    tile = tl.program_id(0) % tiles
+    extents = (extent_t, extent_y, extent_x)
+    place = None
+    if WINDOW == DISC:
+        t, y0, x0 = tile_of(tile, height, width, TH, TW, FRAMES)
+    else:
+        t, y0, x0, frames, height, width, place = part_of(
+            tile, frames, height, width, extents, (step_t, step_y, step_x), TH, TW, FRAMES, WINDOW
+        )
+        context = tl.where((y0 < height) & (x0 < width), context, 0)
     qy = y0 + tl.arange(0, M) // TW
     qx = x0 + tl.arange(0, M) % TW
     ok = (qy < height) & (qx < width)
     qy = tl.minimum(qy, height - 1)  # a row too many repeats a real one: it sees keys, too
     qx = tl.minimum(qx, width - 1)
-    token = tokens_of(t, qy, qx, height, width, I64)
+    token = tokens_of(t, qy, qx, height, width, I64, place)
     Q += b64 * q_batch + h64 * q_head
     q0 = load_rows(Q, token, q_row, None, 0, D0, D, False)
     q1 = load_rows(Q, token, q_row, None, D0, D1, D, False) if SPLIT else q0
@@ -156,8 +186,8 @@ def local_forward_kernel(
         )  # fmt: skip
     m, l, acc0, acc1 = attend_near(
         q0, q1, K, V, b, h, k_row * UNIT, v_row * UNIT, t, y0, x0, qy, qx, frames, height, width,
-        halo, reach, m, l, acc0, acc1, scale2,
-        D, D0, D1, TH, TW, KH, KW, CELL, FRAMES, TMA, I64,
+        halo, reach, extents, causal, place, m, l, acc0, acc1, scale2,
+        D, D0, D1, TH, TW, KH, KW, CELL, FRAMES, WINDOW, TMA, I64,
     )  # fmt: skip
     if LEVELS > 0:
         cells = frames * tl.cdiv(height, POOL) * tl.cdiv(width, POOL)

@@ -1,6 +1,6 @@
 """Launches of local attention's kernels over the grid, and of flash attention for the context.
 
-Context queries see every token; grid queries see the context and their disc. All tensors are
+Context queries see every token; grid queries see the context and their near tokens. All tensors are
 [B, H, N, D] in sequence order, the grid's tokens from `start` on; what comes out lies as
 [B, N, H, D].
 """
@@ -19,7 +19,8 @@ from .foveated_rings import NO_RINGS, Rings
 from .launch import in_units
 from .local_backward import local_backward_keys_kernel, local_backward_queries_kernel
 from .local_forward import local_forward_kernel
-from .local_tiles import LocalTiles, architecture, canonical, tiles_for
+from .local_tiles import LocalTiles, architecture, tiles_for
+from .near import Near
 from .rows import head_parts
 from .softmax import LOG2E
 
@@ -34,7 +35,7 @@ def forward(
     v: torch.Tensor,
     start: int,
     grid: Sequence[int],
-    radius: int,
+    near: Near,
     scale: float,
     rings: Rings = NO_RINGS,
     tiles: LocalTiles | None = None,
@@ -44,8 +45,8 @@ def forward(
     out, lse = empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     context = [_context(x, start, stop) for x in (q, k, v)]
     inner = [x[:, :, start:stop] for x in (q, k, v, out, lse)]
-    grid = canonical(grid, rings.levels == 0)
-    _forward(*inner, *context[1:], grid, radius, scale, rings, tiles)
+    near, grid = near.canonical(grid, rings.levels == 0)
+    _forward(*inner, *context[1:], grid, near, scale, rings, tiles)
     if context[0].shape[2]:
         some, some_lse = flash_forward.forward(context[0], k, v, None, scale)
         _put_context(out, some, start, stop)
@@ -53,18 +54,19 @@ def forward(
     return out, lse
 
 
-def _forward(q, k, v, out, lse, context_k, context_v, grid, radius, scale, rings, tiles):
+def _forward(q, k, v, out, lse, context_k, context_v, grid, near, scale, rings, tiles):
     context = context_k.shape[2]
     if tiles is None:
-        tiles = tiles_for("forward", architecture(q.device), q, radius, grid)
+        tiles = _tiles("forward", q, near, grid)
     keys = (k, v, context_k, context_v)
     unit, strides = in_units(q, *keys, out)
-    tma = tiles.tma and _fits_descriptors(*keys)
+    tma = tiles.tma and near.fits_descriptors and _fits_descriptors(*keys)
     if tma:
         keys = (*(_boxes(x, grid, tiles) for x in (k, v)), *(_blocks(x, tiles) for x in keys[2:]))
-    count, numbers, shapes = _geometry(q, grid, radius, context, rings.near_cell, tiles)
+    count, numbers, shapes = _geometry(q, grid, near, context, rings.near_cell, tiles)
     local_forward_kernel[(count,)](
-        q, *keys, *rings.pooled(k, v, grid), out, lse, *strides, lse.stride(1),
+        q, *keys, *rings.pooled(k, v, grid), near.radii_on(q.device), out, lse,
+        *strides, lse.stride(1),
         *numbers, scale * LOG2E, rings.mass, **shapes, LEVELS=rings.levels, POOL=rings.pool,
         CUT=rings.cuts(grid), TAIL=context % tiles.context != 0,
         TMA=tma, UNIT=unit, I64=_passes_int32(q, k, v, out),
@@ -82,7 +84,7 @@ def backward(
     lse: torch.Tensor,
     start: int,
     grid: Sequence[int],
-    radius: int,
+    near: Near,
     scale: float,
     rings: Rings = NO_RINGS,
     query_tiles: LocalTiles | None = None,
@@ -90,7 +92,7 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk, dv [B, H, N, D] from what `forward` took and gave."""
     stop = start + grid[0] * grid[1] * grid[2]
-    grid = canonical(grid, rings.levels == 0)
+    near, grid = near.canonical(grid, rings.levels == 0)
     grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
     dq, dk, dv, shift = empty_like(q), empty_like(k), empty_like(v), torch.empty_like(lse)
     tensors = (grad_out, grad_lse.contiguous(), q, k, v, out, lse)
@@ -104,11 +106,11 @@ def backward(
         _put_context(shift, c_shift, start, stop)
     inner = [x[:, :, start:stop] for x in (*tensors, shift, dq, dk, dv)]
     pooled = rings.pooled(inner[3], inner[4], grid)
-    _queries(*inner[:9], ck, cv, pooled, grid, radius, scale, rings, query_tiles)
-    _keys(*inner, cq, g, c_lse, c_shift, grid, radius, scale, rings, key_tiles)
+    _queries(*inner[:9], ck, cv, pooled, grid, near, scale, rings, query_tiles)
+    _keys(*inner, cq, g, c_lse, c_shift, grid, near, scale, rings, key_tiles)
     for level in range(rings.levels):
         cells = pooled[2 * level : 2 * level + 2]
-        _cells(*inner, cells, level + 1, grid, radius, scale, rings, key_tiles)
+        _cells(*inner, cells, level + 1, grid, near, scale, rings, key_tiles)
     if cq.shape[2]:
         some = flash_backward.keys(grad_out, q, ck, cv, None, lse, shift, scale)
         for whole, rows in zip((dk, dv), some, strict=True):
@@ -118,14 +120,14 @@ def backward(
 
 def _queries(
     grad_out, grad_lse, q, k, v, out, lse, shift, dq, ck, cv, pooled,
-    grid, radius, scale, rings, tiles,
+    grid, near, scale, rings, tiles,
 ):  # fmt: skip
     if tiles is None:
-        tiles = tiles_for("queries", architecture(q.device), q, radius, grid)
+        tiles = _tiles("queries", q, near, grid)
     unit, strides = in_units(q, k, v, ck, cv, out, grad_out, dq)
-    count, numbers, shapes = _geometry(q, grid, radius, ck.shape[2], rings.near_cell, tiles)
+    count, numbers, shapes = _geometry(q, grid, near, ck.shape[2], rings.near_cell, tiles)
     local_backward_queries_kernel[(count,)](
-        q, k, v, ck, cv, *pooled, out, grad_out, lse, grad_lse, shift, dq,
+        q, k, v, ck, cv, *pooled, near.radii_on(q.device), out, grad_out, lse, grad_lse, shift, dq,
         *strides, lse.stride(1), *numbers, scale, scale * LOG2E, rings.mass, **shapes,
         LEVELS=rings.levels, POOL=rings.pool, CUT=rings.cuts(grid),
         UNIT=unit, I64=_passes_int32(q, k, v, out, grad_out, dq),
@@ -135,14 +137,14 @@ def _queries(
 
 def _keys(
     grad_out, grad_lse, q, k, v, out, lse, shift, dq, dk, dv, cq, cg, c_lse, c_shift,
-    grid, radius, scale, rings, tiles,
+    grid, near, scale, rings, tiles,
 ):  # fmt: skip
     if tiles is None:
-        tiles = tiles_for("keys", architecture(q.device), q, radius, grid)
+        tiles = _tiles("keys", q, near, grid)
     unit, strides = in_units(q, k, v, grad_out, cq, cg, dk, dv)
-    count, numbers, shapes = _geometry(q, grid, radius, cq.shape[2], rings.near_cell, tiles)
+    count, numbers, shapes = _geometry(q, grid, near, cq.shape[2], rings.near_cell, tiles)
     local_backward_keys_kernel[(count,)](
-        q, k, v, grad_out, cq, cg, lse, shift, c_lse, c_shift, dk, dv,
+        q, k, v, grad_out, cq, cg, near.radii_on(q.device), lse, shift, c_lse, c_shift, dk, dv,
         *strides, lse.stride(1), *numbers, scale, scale * LOG2E, **shapes,
         UNIT=unit, I64=_passes_int32(q, k, v, grad_out, dk, dv),
         num_warps=tiles.num_warps, num_stages=tiles.num_stages,
@@ -151,11 +153,11 @@ def _keys(
 
 def _cells(
     grad_out, grad_lse, q, k, v, out, lse, shift, dq, dk, dv, cells, level,
-    grid, radius, scale, rings, tiles,
+    grid, near, scale, rings, tiles,
 ):  # fmt: skip
     """Adds to dk and dv of the tokens what their cells of a level get."""
     if tiles is None:
-        tiles = tiles_for("keys", architecture(q.device), q, radius, grid)
+        tiles = _tiles("keys", q, near, grid)
     side = rings.pool**level
     batch, heads, _, dim = q.shape
     rows, columns = triton.cdiv(grid[1], side), triton.cdiv(grid[2], side)
@@ -165,7 +167,7 @@ def _cells(
     grads = [torch.empty_like(x) for x in cells]
     foveated_backward_cells_kernel[(batch * heads * count,)](
         q, *cells, grad_out, lse, shift, *grads, *strides, lse.stride(1),
-        heads, count, *grid, radius, scale, scale * LOG2E, level * rings.mass,
+        heads, count, *grid, near.radius, scale, scale * LOG2E, level * rings.mass,
         D=dim, D0=d0, D1=d1, TH=tiles.height, TW=tiles.width,
         KH=tiles.key_height, KW=tiles.key_width, U=side, POOL=rings.pool,
         LAST=level == rings.levels, PARTITION=rings.partition, CUT=rings.cuts(grid),
@@ -176,19 +178,25 @@ def _cells(
         whole += pool_forward.backward(grad, x, grid, [1, side, side])
 
 
-def _geometry(q, grid, radius, context, cell, tiles):
+def _tiles(kernel: str, q: torch.Tensor, near: Near, grid: Grid) -> LocalTiles:
+    _, part = near.parts(grid)
+    arch = architecture(q.device)
+    return tiles_for(kernel, arch, q, near.reach, part, near.fits_descriptors)
+
+
+def _geometry(q, grid, near, context, cell, tiles):
     """Programs, the numbers every kernel takes, and its compile-time shapes."""
     batch, heads, _, dim = q.shape
-    frames, height, width = grid
-    count = frames * triton.cdiv(height, tiles.height) * triton.cdiv(width, tiles.width)
+    count, (frames, height, width) = near.parts(grid)
+    count *= frames * triton.cdiv(height, tiles.height) * triton.cdiv(width, tiles.width)
     d0, d1 = head_parts(dim)
     shapes = {
         "D": dim, "D0": d0, "D1": d1, "TH": tiles.height, "TW": tiles.width,
         "KH": tiles.key_height, "KW": tiles.key_width, "BC": tiles.context,
-        "CELL": cell, "FRAMES": frames > 1, "CONTEXT": context > 0,
+        "CELL": cell, "FRAMES": grid[0] > 1, "WINDOW": near.kind, "CONTEXT": context > 0,
     }  # fmt: skip
-    halo = -(-(radius - 1) // cell) * cell
-    return batch * heads * count, (heads, count, *grid, halo, radius, context), shapes
+    numbers = (heads, count, *grid, *near.numbers(cell), context)
+    return batch * heads * count, numbers, shapes
 
 
 def empty_like(x: torch.Tensor) -> torch.Tensor:

@@ -81,11 +81,19 @@ def architecture(device: torch.device) -> str:
 
 
 def tiles_for(
-    kernel: str, arch: str, q: torch.Tensor, radius: int, grid: tuple[int, int, int]
+    kernel: str,
+    arch: str,
+    q: torch.Tensor,
+    radius: int,
+    grid: tuple[int, int, int],
+    descriptors: bool = True,
 ) -> LocalTiles:
-    """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones."""
+    """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones.
+
+    `descriptors`: whether these may read keys.
+    """
     half = q.dtype != torch.float32
-    tiles = _half(kernel, arch, q.shape[-1], radius > 8) if half else _FLOAT32
+    tiles = _half(kernel, arch, q.shape[-1], radius > 8, descriptors) if half else _FLOAT32
     return tiles if grid[1] > 1 else _flat(tiles)
 
 
@@ -94,8 +102,10 @@ def defaults(kernel: str, dim: int) -> list[tuple[str, int, LocalTiles]]:
     return [(arch, 16 if far else 8, _half(kernel, arch, dim, far)) for arch, far in _FORWARD]
 
 
-def _half(kernel: str, arch: str, dim: int, far: bool) -> LocalTiles:
+def _half(kernel: str, arch: str, dim: int, far: bool, descriptors: bool = True) -> LocalTiles:
     kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
+    if kind == 0 and not descriptors:
+        kind = 1  # never read by descriptors, either
     return _FORWARD[arch, far][kind] if kernel == "forward" else _BACKWARD[kernel, arch][kind]
 
 

@@ -1,4 +1,4 @@
-"""Every default of the kernels of local and foveated attention, for the offline check."""
+"""Every default of the kernels of local, neighbourhood and foveated attention, for the check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .local_forward import local_forward_kernel
 from .local_tiles import LocalTiles, defaults
 from .rows import head_parts
 from .variants import Variant
+from .windows import BOX, DISC
 
 __all__ = ["variants"]
 
@@ -27,12 +28,19 @@ _POOLED = ("K1", "V1", "K2", "V2")
 
 
 def variants() -> list[Variant]:
-    """Local attention's, then those of foveated attention with one level of cells of side 4."""
-    local = [_variant(*case, 0) for name in _KERNELS for case in _cases(name, _DIMS)]
-    foveated = [
-        _variant(*case, 1) for name in ("forward", "queries") for case in _cases(name, (128,))
+    """Local, neighbourhood, and foveated attention with one level of cells of side 4."""
+    near = [
+        _variant(operator, *case)
+        for operator in ("local", "neighborhood")
+        for name in _KERNELS
+        for case in _cases(name, _DIMS)
     ]
-    return local + foveated + [_cells(*case) for case in _cases("keys", (128,))]
+    foveated = [
+        _variant("foveated", *case)
+        for name in ("forward", "queries")
+        for case in _cases(name, (128,))
+    ]
+    return near + foveated + [_cells(*case) for case in _cases("keys", (128,))]
 
 
 def _cases(name: str, dims: Sequence[int]) -> list[tuple[str, str, int, int, LocalTiles]]:
@@ -46,22 +54,24 @@ def _cases(name: str, dims: Sequence[int]) -> list[tuple[str, str, int, int, Loc
 
 
 def _variant(
-    name: str, arch: str, dim: int, radius: int, tiles: LocalTiles, levels: int
+    operator: str, name: str, arch: str, dim: int, radius: int, tiles: LocalTiles
 ) -> Variant:
     kernel = _KERNELS[name]
+    levels = int(operator == "foveated")
     shapes = _shapes(kernel, dim, tiles) | {
         x: None for x in _POOLED[2 * levels :] if x in kernel.arg_names
     }
-    if levels:
+    if operator == "foveated":
         shapes |= {"CELL": 4, "LEVELS": levels, "POOL": 4}
+    if operator == "neighborhood":
+        shapes |= {"WINDOW": BOX.value}
     types = _types(kernel, shapes)
     if "TMA" in shapes and tiles.tma:
         box = f"tensordesc<bf16[1, 1, {tiles.key_height}, {tiles.key_width}, {dim}]>"
         block = f"tensordesc<bf16[1, 1, {tiles.context}, {dim}]>"
         types |= {"K": box, "V": box, "CK": block, "CV": block}
-    most = _most(dim, radius) if name == "forward" and not levels else {}
+    most = _most(dim, radius) if name == "forward" and operator == "local" else {}
     loops = _loops(name, tiles) + levels * _loops("cells", tiles)
-    operator = "foveated" if levels else "local"
     return _made(
         f"{operator}_{name}_{dim}_{arch}_{radius}", kernel, arch, types, shapes, tiles, loops, most
     )
@@ -82,7 +92,8 @@ def _shapes(kernel: Any, dim: int, tiles: LocalTiles) -> dict[str, Any]:
     shapes = {
         "D": dim, "D0": d0, "D1": d1, "TH": tiles.height, "TW": tiles.width,
         "KH": tiles.key_height, "KW": tiles.key_width, "BC": tiles.context, "CELL": 1,
-        "FRAMES": False, "CONTEXT": True, "TAIL": True, "TMA": tiles.tma, "UNIT": 8, "I64": False,
+        "FRAMES": False, "WINDOW": DISC.value, "RADII": None, "CONTEXT": True, "TAIL": True,
+        "TMA": tiles.tma, "UNIT": 8, "I64": False,
         "LEVELS": 0, "POOL": 4, "CUT": False, "U": 4, "LAST": True, "PARTITION": True,
     }  # fmt: skip
     return {key: value for key, value in shapes.items() if key in kernel.arg_names}

@@ -23,9 +23,17 @@ def tile_of(tile, height, width, TH: tl.constexpr, TW: tl.constexpr, FRAMES: tl.
 
 
 @triton.jit
-def tokens_of(t, y, x, height, width, I64: tl.constexpr):
-    """Raster index of tokens of frame t, rows y and columns x, those outside moved inside."""
-    token = (t * height + tl.minimum(y, height - 1)) * width + tl.minimum(x, width - 1)
+def tokens_of(t, y, x, height, width, I64: tl.constexpr, place=None):
+    """Raster index of tokens of frame t, rows y and columns x, those outside moved inside.
+
+    `place` says where a part of a grid lies: its first token and the steps along each axis.
+    """
+    y = tl.minimum(y, height - 1)
+    x = tl.minimum(x, width - 1)
+    if place is None:
+        token = (t * height + y) * width + x
+    else:
+        token = place[0] + t * place[1] + y * place[2] + x * place[3]
     if I64:
         token = token.to(tl.int64)
     return token
