@@ -7,13 +7,17 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test lint study quality kernels clean
+.PHONY: demo test conformance lint study quality kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
 
 test: $(STAMP)
 	@$(BIN)/pytest tests
+
+# every family's stock pipeline against every processor and neighbour; writes docs/compatibility.md; minutes
+conformance: $(STAMP)
+	@$(BIN)/python tests/write_compatibility.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

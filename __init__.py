@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .attn_processors import (
         AgentAttnProcessor,
+        Family,
         FoveatedAttnProcessor,
         LinearAttnProcessor,
         LocalAttnProcessor,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         SoftmaxAttnProcessor,
         WindowAttnProcessor,
         apply,
+        status,
     )
     from .kernels import TokenLayout
     from .pipelines.progressive import progressive
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentAttnProcessor",
+    "Family",
     "FoveatedAttnProcessor",
     "LinearAttnProcessor",
     "LocalAttnProcessor",
@@ -35,12 +38,14 @@ __all__ = [
     "apply",
     "load_shapes",
     "progressive",
+    "status",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AgentAttnProcessor": ".attn_processors",
+    "Family": ".attn_processors",
     "FoveatedAttnProcessor": ".attn_processors",
     "LinearAttnProcessor": ".attn_processors",
     "LocalAttnProcessor": ".attn_processors",
@@ -51,6 +56,7 @@ _HOMES = {
     "apply": ".attn_processors",
     "load_shapes": ".pipelines.shapes",
     "progressive": ".pipelines.progressive",
+    "status": ".attn_processors",
 }
 
 

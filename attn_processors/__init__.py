@@ -4,6 +4,7 @@ from .agent import AgentAttnProcessor
 from .agent_weights import AgentLayer, AgentWeights
 from .apply import Handle, apply
 from .foveated import FoveatedAttnProcessor
+from .layouts import Family
 from .linear import LinearAttnProcessor
 from .linear_weights import LinearLayer, LinearWeights
 from .local import LocalAttnProcessor
@@ -11,12 +12,14 @@ from .local_weights import LocalLayer, LocalWeights
 from .neighborhood import NeighborhoodAttnProcessor
 from .report import Report
 from .softmax import SoftmaxAttnProcessor
+from .status import Status, status
 from .window import WindowAttnProcessor
 
 __all__ = [
     "AgentAttnProcessor",
     "AgentLayer",
     "AgentWeights",
+    "Family",
     "FoveatedAttnProcessor",
     "Handle",
     "LinearAttnProcessor",
@@ -28,6 +31,8 @@ __all__ = [
     "NeighborhoodAttnProcessor",
     "Report",
     "SoftmaxAttnProcessor",
+    "Status",
     "WindowAttnProcessor",
     "apply",
+    "status",
 ]

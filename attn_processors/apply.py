@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from torch import nn
 
 from .base import AttnProcessor
+from .hosts import check_pattern, denoiser_of, matches, set_processor
 from .layer import Layer
 from .layer_weights import Follower
-from .layouts import attention_layers, family_of
+from .layouts import LEFT_ALONE, TARGETS, Family, attention_layers, family_of
 from .redirect import Redirected, redirect
 from .report import Recorder, Report
 from .tracker import Tracker
 
 __all__ = ["Handle", "apply"]
 
-_TARGETS = ("self", "joint")
+_WHERE = "operators run in self-attention and joint layers"
 _FOLLOWER = "foveate_part"
-_LEFT_ALONE = {"cross": "cross-attention", "text": "text refiner"}
+
+logger = logging.getLogger(__name__)
 
 
 def apply(
@@ -32,6 +33,7 @@ def apply(
     min_tokens: int = 0,
     steps: tuple[float, float] | None = None,
     strict: bool = False,
+    family: Family | None = None,
 ) -> Handle:
     """Run an operator in the image self-attention and joint layers of a pipeline or its denoiser.
 
@@ -46,22 +48,25 @@ def apply(
         runs dense. Step i of n lies at i / n. Given a model without its pipeline, the place is 1 -
         timestep / 1000.
     strict: raise where a layer or call cannot take the operator, instead of running it dense.
+    family: the row of the layout table for a model class that has none (docs/layouts.md).
 
     Raises ValueError for bad options, a pattern that matches nothing and a model that already
-    carries a foveate processor; NotImplementedError for a model class of unknown layout. Nothing is
-    changed then.
+    carries a foveate processor; NotImplementedError for a model class whose layout cannot even be
+    guessed. Nothing is changed then.
     """
-    model, pipe = _denoiser(pipe_or_model)
-    family = family_of(model)
+    model, pipe = denoiser_of(pipe_or_model, "apply")
+    family = family_of(model) if family is None else family
     _check_options(min_tokens, steps)
     attentions = attention_layers(model)
     _refuse_second(attentions)
     kinds = {name: family.kind(name, module) for name, module in attentions.items()}
     chosen = _choose(kinds, processor, layers)
-    targets = {name: module for name, module in attentions.items() if kinds[name] in _TARGETS}
+    targets = {name: module for name, module in attentions.items() if kinds[name] in TARGETS}
     for each in {id(value): value for value in chosen.values()}.values():
         each.check_model(targets)
 
+    _tell_guess(model, family, strict)
+    _tell_second(pipe)
     tracker = Tracker(model, family, pipe, steps)
     bound = []
     for name, module in attentions.items():
@@ -82,7 +87,7 @@ class _Bound:
         self.ours: Redirected | None = None
         self.refused: str | None = None
         if layer.processor is None:
-            layer.untouched = _LEFT_ALONE.get(layer.kind, "not selected")
+            layer.untouched = LEFT_ALONE.get(layer.kind, "not selected")
         else:
             self._redirect()
 
@@ -100,7 +105,7 @@ class _Bound:
     def install(self) -> None:
         if self.ours is None:
             return
-        _set_processor(self.module, self.ours)
+        set_processor(self.module, self.ours)
         if self.layer.processor.part is not None:
             self.module.add_module(_FOLLOWER, Follower(self.layer.processor.part))
 
@@ -113,7 +118,7 @@ class _Bound:
         kept = {k: v for k, v in vars(self.ours).items() if k not in ("attend", "project")}
         vars(self.stock).update(kept)
         if self.module.processor is self.ours:
-            _set_processor(self.module, self.stock)
+            set_processor(self.module, self.stock)
         self.module._modules.pop(_FOLLOWER, None)
         self.layer.release()
 
@@ -163,26 +168,23 @@ class Handle:
         self.remove()
 
 
-def _set_processor(module: nn.Module, processor: object) -> None:
-    if hasattr(module, "set_processor"):
-        module.set_processor(processor)
-    else:
-        module.processor = processor
+def _tell_guess(model: nn.Module, family: Family, strict: bool) -> None:
+    if not family.is_guess:
+        return
+    message = (
+        f"{type(model).__name__} has no row in the layout table: its grid is guessed from the "
+        "latent, and joint layers stay dense"
+    )
+    if strict:
+        raise NotImplementedError(f"{message}; pass family=Family(...), see docs/layouts.md")
+    logger.warning("%s", message)
 
 
-def _denoiser(pipe_or_model: object) -> tuple[nn.Module, object | None]:
-    """The model to change and the pipeline around it, if one was given."""
-    if isinstance(pipe_or_model, nn.Module):
-        model, pipe = pipe_or_model, None
-    else:
-        parts = (getattr(pipe_or_model, name, None) for name in ("transformer", "unet"))
-        model, pipe = next((part for part in parts if part is not None), None), pipe_or_model
-    if model is None:
-        raise ValueError(
-            f"apply needs a diffusers pipeline or its denoiser, got {type(pipe_or_model).__name__}"
-        )
-    # torch.compile(model) wraps the module that holds the layers
-    return getattr(model, "_orig_mod", model), pipe
+def _tell_second(pipe: object) -> None:
+    if getattr(pipe, "transformer", None) is None or getattr(pipe, "transformer_2", None) is None:
+        return
+    name = type(pipe).__name__
+    logger.warning("%s also has transformer_2, which stays stock: apply to that model too", name)
 
 
 def _check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
@@ -221,32 +223,14 @@ def _choose(
         if not isinstance(value, AttnProcessor):
             raise ValueError(f"expected a foveate processor object for {pattern!r}, got {value!r}")
     wanted = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
-    targets = [name for name, kind in kinds.items() if kind in _TARGETS]
+    targets = [name for name, kind in kinds.items() if kind in TARGETS]
     for pattern in (*rules, *wanted):
-        _check_pattern(pattern, kinds, targets)
+        check_pattern(pattern, kinds, targets, _WHERE)
     chosen = {}
     for name in targets:
-        rule = next((value for pattern, value in rules.items() if _matches(name, pattern)), None)
-        if rule is not None and any(_matches(name, pattern) for pattern in wanted):
+        rule = next((value for pattern, value in rules.items() if matches(name, pattern)), None)
+        if rule is not None and any(matches(name, pattern) for pattern in wanted):
             chosen[name] = rule
     if not chosen:
         raise ValueError(f"no layer matches both the mapping {list(rules)} and layers={wanted}")
     return chosen
-
-
-def _matches(name: str, pattern: str) -> bool:
-    # diffusers' own names for processors end in ".processor"
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(f"{name}.processor", pattern)
-
-
-def _check_pattern(pattern: str, kinds: Mapping[str, str], targets: Iterable[str]) -> None:
-    if any(_matches(name, pattern) for name in targets):
-        return
-    others = sorted({kind for name, kind in kinds.items() if _matches(name, pattern)})
-    if others:
-        raise ValueError(
-            f"{pattern!r} matches only {' and '.join(others)} layers; "
-            "operators run in self-attention and joint layers"
-        )
-    near = difflib.get_close_matches(pattern, list(kinds), n=3, cutoff=0.0)
-    raise ValueError(f"{pattern!r} matches no attention layer; near: {', '.join(near)}")

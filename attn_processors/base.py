@@ -42,6 +42,11 @@ class AttnProcessor:
         return type(self).__name__.removesuffix("AttnProcessor").lower()
 
     @property
+    def is_softmax(self) -> bool:
+        """Whether `attend` is the stock softmax, so that a masked call may as well run that."""
+        return False
+
+    @property
     def follows_steps(self) -> bool:
         """Whether `at` answers differently from step to step."""
         return False

@@ -11,6 +11,8 @@ from torch import nn
 
 from ..kernels.layout import TokenLayout
 from .base import AttnProcessor
+from .padding import Padded, attend_valid
+from .redirect import MASKED
 from .tracker import Tracker
 
 __all__ = ["Layer"]
@@ -107,18 +109,32 @@ class Layer:
         special: str | None,
     ) -> torch.Tensor | None:
         """The operator's output for q, k, v [B, H, N, D], or None for the stock softmax."""
-        layout = self.tracker.layouts.get(q.shape[2])
+        padded = self._padded(q.shape[2], special)
+        layout = self.tracker.layouts.get(q.shape[2]) if padded is None else padded.layouts[0]
         chosen = self._why_left_dense(q.shape[2], layout)
         refused = None
         if chosen is None:
-            refused = special or _why_not(q, k, layout) or self.present.why_not(layout)
+            is_plain = special is None or padded is not None
+            refused = None if is_plain else special
+            refused = refused or self._why_not(q, k, layout) or self.present.why_not(layout)
         if refused is not None and self.strict:
             raise NotImplementedError(f"{self.name}: {refused}; strict=False runs this call dense")
         self._note(layout, chosen, refused)
         if chosen is not None or refused is not None:
             return None
         self._place(q.device)
-        return self.present.attend(q, k, v, layout=layout, scale=scale)
+        if padded is None:
+            return self.present.attend(q, k, v, layout=layout, scale=scale)
+        # the stock softmax honours the mask itself, and is bitwise the stock result
+        if self.present.is_softmax:
+            return None
+        return attend_valid(self.present.attend, padded, q, k, v, scale=scale)
+
+    def _padded(self, tokens: int, special: str | None) -> Padded | None:
+        """Where the padding lies that the call's mask hides, if the model's family tells."""
+        if special != MASKED or self.present.has_projections:
+            return None
+        return self.tracker.padded.get(tokens)
 
     def _note(self, layout: TokenLayout | None, chosen: str | None, refused: str | None) -> None:
         # a compiled activation checkpoint allows no side effect
@@ -139,6 +155,15 @@ class Layer:
             return f"fewer than min_tokens={self.min_tokens}"
         return None if layout is None else self.present.why_dense(layout)
 
+    def _why_not(self, q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:
+        if k.shape[2] != q.shape[2]:
+            return "queries and keys differ in number"
+        if layout is None and self.tracker.family.is_guess:
+            return f"{q.shape[2]} tokens fit no guessed grid; pass family= (docs/layouts.md)"
+        if layout is None:
+            return f"{q.shape[2]} tokens fit no grid of this forward"
+        return None
+
     def settle(self) -> str | None:
         """Count what the last forward did; returns why it could not take the operator."""
         if self._ran is not None:
@@ -152,11 +177,3 @@ def _num_tokens(hidden_states: torch.Tensor) -> int:
     """Tokens of hidden states [B, N, C], or of an image [B, C, h, w]."""
     is_flat = hidden_states.dim() == 3
     return hidden_states.shape[1] if is_flat else math.prod(hidden_states.shape[2:])
-
-
-def _why_not(q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:
-    if k.shape[2] != q.shape[2]:
-        return "queries and keys differ in number"
-    if layout is None:
-        return f"{q.shape[2]} tokens fit no grid of this forward"
-    return None

@@ -21,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-__all__ = ["Attend", "Project", "Redirected", "redirect", "redirected_class"]
+__all__ = ["MASKED", "Attend", "Project", "Redirected", "redirect", "redirected_class"]
+
+# what padding that a model hides looks like; any other mask is a bias added to the logits
+MASKED = "the call carries a boolean attention mask"
 
 _METHOD_OF_CALL = {
     "scaled_dot_product_attention": "_foveate_sdpa",
@@ -143,15 +146,15 @@ def _special(
     attn_mask: torch.Tensor | None, dropout_p: float, is_causal: bool, enable_gqa: bool
 ) -> str | None:
     """What this call asks beyond plain softmax attention, or None."""
-    if attn_mask is not None:
-        return "the call carries an attention mask"
     if is_causal:
         return "the call is causal"
     if dropout_p:
         return "the call asks for dropout"
     if enable_gqa:
         return "the call shares key heads (enable_gqa)"
-    return None
+    if attn_mask is None:
+        return None
+    return MASKED if attn_mask.dtype == torch.bool else "the call carries an attention mask"
 
 
 class _PointAtSelf(ast.NodeTransformer):
@@ -259,7 +262,9 @@ def redirected_class(stock_class: type) -> type:
 
 def redirect(stock: object, attend: Attend, project: Project | None = None) -> Redirected:
     """A redirected copy of the processor `stock`, sharing its weights and settings."""
-    new_class = redirected_class(type(stock))
+    # diffusers makes new processors of the class that it finds, which may be ours
+    is_ours = isinstance(stock, Redirected)
+    new_class = type(stock) if is_ours else redirected_class(type(stock))
     new = copy.copy(stock)
     new.__class__ = new_class
     object.__setattr__(new, "attend", attend)

@@ -23,6 +23,10 @@ class SoftmaxAttnProcessor(AttnProcessor):
 
     impl: str | None = None
 
+    @property
+    def is_softmax(self) -> bool:
+        return True
+
     def attend(
         self,
         q: torch.Tensor,

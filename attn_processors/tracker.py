@@ -16,6 +16,7 @@ from torch import nn
 
 from ..kernels.layout import TokenLayout
 from .layouts import Family
+from .padding import Padded, padded_layout
 
 __all__ = ["Tracker"]
 
@@ -26,6 +27,7 @@ class Tracker:
     """Forward pre-hook of one model; what it read stays on it.
 
     layouts: token count -> layout of the self-attention and joint calls of this forward.
+    padded: token count -> what is no padding of the calls whose padded text the model masks.
     active: whether this forward lies in the window `steps`, fractions of the schedule from 0
         (noise) to 1.
     schedule: the scheduler's timesteps of this run, None without a pipeline.
@@ -37,12 +39,13 @@ class Tracker:
         self.family = family
         self.steps = steps
         self.layouts: dict[int, TokenLayout] = {}
+        self.padded: dict[int, Padded] = {}
         self.active = True
         self.schedule: torch.Tensor | None = None
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._pipe = None if pipe is None else weakref.ref(pipe)
         self._key: tuple = ()
-        self._source: weakref.ref | None = None
+        self._sources: tuple[weakref.ref | None, ...] = ()
         self._timestep: Any = None
 
     # runs outside the graph of a compiled root module, so reading values here breaks no graph
@@ -56,17 +59,31 @@ class Tracker:
             self.active = self._is_inside(self.progress())
 
     def _read_layouts(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
-        source = None if self.family.source is None else arguments[self.family.source]
+        sources = [arguments.get(name) for name in self.family.sources]
         key = tuple(
-            (n, tuple(a.shape)) for n, a in arguments.items() if isinstance(a, torch.Tensor)
+            (name, _sizes(value))
+            for name, value in arguments.items()
+            if name != self.family.timestep
         )
-        same_source = source is None or (self._source is not None and self._source() is source)
-        if key == self._key and same_source:
+        if key == self._key and _are_alive(self._sources, sources):
             return
-        self.layouts = {
-            layout.num_tokens: layout for layout in self.family.layouts(model, arguments)
-        }
-        self._key, self._source = key, None if source is None else weakref.ref(source)
+        layouts = self.family.layouts(model, arguments)
+        self.layouts = {layout.num_tokens: layout for layout in layouts}
+        self.padded = self._read_padding(model, arguments, layouts)
+        self._key = key
+        self._sources = tuple(None if source is None else weakref.ref(source) for source in sources)
+
+    def _read_padding(
+        self, model: nn.Module, arguments: Mapping[str, Any], layouts: tuple[TokenLayout, ...]
+    ) -> dict[int, Padded]:
+        """Of the family's first layout, the one with the text."""
+        if self.family.valid_text is None or not layouts:
+            return {}
+        valid_text = self.family.valid_text(model, arguments)
+        if valid_text is None:
+            return {}
+        full = layouts[0]
+        return {full.num_tokens: padded_layout(self.family, full, valid_text)}
 
     def _read_schedule(self) -> torch.Tensor | None:
         pipe = None if self._pipe is None else self._pipe()
@@ -78,7 +95,8 @@ class Tracker:
         Waits for the GPU where the timestep lies there.
         """
         timestep = torch.as_tensor(self._timestep).detach().float()
-        timestep = float(timestep.max()) * self.family.timestep_scale
+        timestep = timestep * self.family.timestep_scale + self.family.timestep_offset
+        timestep = float(timestep.max())
         if self.schedule is None:
             return 1 - timestep / _TRAINING_STEPS
         # the nearest: half-precision models see a rounded timestep
@@ -91,7 +109,13 @@ class Tracker:
 
     def __getstate__(self) -> dict[str, Any]:
         # weak references do not pickle; without its pipeline a tracker goes by the timestep alone
-        left = {"_pipe": None, "_source": None, "_key": (), "_timestep": None, "schedule": None}
+        left = {
+            "_pipe": None,
+            "_sources": (),
+            "_key": (),
+            "_timestep": None,
+            "schedule": None,
+        }
         return {**vars(self), **left}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tracker:
@@ -103,3 +127,20 @@ class Tracker:
         if pipe is not None:
             new._pipe = weakref.ref(memo.get(id(pipe), pipe))
         return new
+
+
+def _sizes(value: Any) -> Any:
+    """What a layout may depend on: shapes of tensors, integers, and both inside of lists."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)):
+        return tuple(_sizes(item) for item in value)
+    return value if isinstance(value, int) else None
+
+
+def _are_alive(refs: tuple[weakref.ref | None, ...], sources: list[Any]) -> bool:
+    """Whether the sources are the very objects that were read."""
+    return len(refs) == len(sources) and all(
+        source is None if ref is None else ref() is source
+        for ref, source in zip(refs, sources, strict=True)
+    )

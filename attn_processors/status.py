@@ -1,0 +1,109 @@
+"""Whether the layers of a pipeline still hold what `apply` put there, and what to call if not.
+
+diffusers replaces attention processors when projections are fused, an IP-Adapter is loaded or
+unloaded, or slicing is switched on. What was applied is read back from the hooks on the model, so
+copies of a pipeline can be asked too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .base import AttnProcessor
+from .hosts import denoiser_of
+from .layer import Layer
+from .layouts import attention_layers
+from .redirect import Redirected, redirected_class
+from .report import Recorder
+
+__all__ = ["LayerStatus", "Status", "status"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatus:
+    """One attention layer that carries, or should carry, an operator.
+
+    processor: our processor, as it was given.
+    replaced_by: class of the stock processor that has taken its place, or None.
+    remedy: what to call, or None where all is well.
+    """
+
+    layer: str
+    processor: str
+    replaced_by: str | None
+    remedy: str | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """The layers that carry an operator, or have lost it; `print` says what to call."""
+
+    layers: tuple[LayerStatus, ...]
+
+    @property
+    def lost(self) -> tuple[LayerStatus, ...]:
+        """Layers whose operator has been replaced."""
+        return tuple(row for row in self.layers if row.replaced_by is not None)
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "no foveate operator on this model: call foveate.apply"
+        processors = ", ".join(dict.fromkeys(row.processor for row in self.layers))
+        held = len(self.layers) - len(self.lost)
+        lines = [f"{processors}: in place in {held} of {len(self.layers)} layers"]
+        for remedy in dict.fromkeys(row.remedy for row in self.lost):
+            rows = [row for row in self.lost if row.remedy == remedy]
+            where = f"{rows[0].layer} and {len(rows) - 1} more"
+            lines.append(f"{where} hold {rows[0].replaced_by}: {remedy}")
+        return "\n".join(lines)
+
+
+def status(pipe_or_model: object) -> Status:
+    """What the attention layers of a pipeline or its denoiser hold now."""
+    model, _ = denoiser_of(pipe_or_model, "status")
+    return Status(tuple(_applied(model) or _set_by_hand(model)))
+
+
+def _applied(model: nn.Module) -> list[LayerStatus]:
+    """Of the layers that `apply` chose."""
+    recorders = [hook for hook in model._forward_hooks.values() if isinstance(hook, Recorder)]
+    layers = [layer for recorder in recorders for layer in recorder.layers if layer.processor]
+    return [_row(layer, model.get_submodule(layer.name).processor) for layer in layers]
+
+
+def _row(layer: Layer, present: object) -> LayerStatus:
+    attend = present.attend if isinstance(present, Redirected) else None
+    is_held = getattr(attend, "__self__", None) is layer
+    return LayerStatus(
+        layer=layer.name,
+        processor=repr(layer.processor),
+        replaced_by=None if is_held else _stock_name(present),
+        remedy=None if is_held else _remedy(present),
+    )
+
+
+def _stock_name(present: object) -> str:
+    stock = present.stock_class if isinstance(present, Redirected) else type(present)
+    return stock.__name__
+
+
+def _remedy(present: object) -> str:
+    again = "handle.remove(), then foveate.apply again"
+    try:
+        if not isinstance(present, Redirected):
+            redirected_class(type(present))
+    except NotImplementedError as error:
+        return f"{error}; take it off, {again}"
+    return again
+
+
+def _set_by_hand(model: nn.Module) -> list[LayerStatus]:
+    """Of the layers that `set_attn_processor` gave a processor of ours."""
+    held = {name: module.processor for name, module in attention_layers(model).items()}
+    return [
+        LayerStatus(layer=name, processor=repr(present), replaced_by=None, remedy=None)
+        for name, present in held.items()
+        if isinstance(present, AttnProcessor)
+    ]
