@@ -1,6 +1,7 @@
 """foveate: attention that is sharp where it matters, for stock diffusers pipelines.
 
 Public names load on first use (PEP 562): importing the package loads neither torch nor diffusers.
+The folder is a ComfyUI custom node too: ComfyUI loads it by path and calls `comfy_entrypoint`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         apply,
         status,
     )
+    from .comfyui import comfy_entrypoint
     from .kernels import TokenLayout
     from .pipelines.progressive import progressive
     from .pipelines.shapes import load_shapes
@@ -36,12 +38,16 @@ __all__ = [
     "TokenLayout",
     "WindowAttnProcessor",
     "apply",
+    "comfy_entrypoint",
     "load_shapes",
     "progressive",
     "status",
 ]
 
 __version__ = "0.1.0"
+
+# where ComfyUI finds the help pages of the nodes
+WEB_DIRECTORY = "./comfyui/web"
 
 _HOMES = {
     "AgentAttnProcessor": ".attn_processors",
@@ -54,6 +60,7 @@ _HOMES = {
     "TokenLayout": ".kernels",
     "WindowAttnProcessor": ".attn_processors",
     "apply": ".attn_processors",
+    "comfy_entrypoint": ".comfyui",
     "load_shapes": ".pipelines.shapes",
     "progressive": ".pipelines.progressive",
     "status": ".attn_processors",
