@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test conformance lint study quality kernels clean
+.PHONY: demo test conformance lint study quality broadcast-study kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -30,6 +30,10 @@ study: $(STAMP)
 # hours; writes the tables of docs/quality.md and goes on where it stopped
 quality: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.study.quality
+
+# an hour; writes the tables and plots of docs/broadcast.md and goes on where it stopped
+broadcast-study: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study
 
 # compiles for GPUs without one and writes docs/kernels.md; half an hour, later only what changed.
 # ARGS=--accept takes figures that rose, ARGS='--python PATH' checks a second Triton

@@ -12,32 +12,44 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .attn_processors import (
         AgentAttnProcessor,
+        BroadcastAttnProcessor,
+        CalibratedPlan,
         Family,
         FoveatedAttnProcessor,
+        FractionPlan,
         LinearAttnProcessor,
         LocalAttnProcessor,
         NeighborhoodAttnProcessor,
+        PabPlan,
         SoftmaxAttnProcessor,
         WindowAttnProcessor,
         apply,
+        broadcast,
         status,
     )
     from .comfyui import comfy_entrypoint
     from .kernels import TokenLayout
+    from .pipelines.broadcast import calibrate
     from .pipelines.progressive import progressive
     from .pipelines.shapes import load_shapes
 
 __all__ = [
     "AgentAttnProcessor",
+    "BroadcastAttnProcessor",
+    "CalibratedPlan",
     "Family",
     "FoveatedAttnProcessor",
+    "FractionPlan",
     "LinearAttnProcessor",
     "LocalAttnProcessor",
     "NeighborhoodAttnProcessor",
+    "PabPlan",
     "SoftmaxAttnProcessor",
     "TokenLayout",
     "WindowAttnProcessor",
     "apply",
+    "broadcast",
+    "calibrate",
     "comfy_entrypoint",
     "load_shapes",
     "progressive",
@@ -51,15 +63,21 @@ WEB_DIRECTORY = "./comfyui/web"
 
 _HOMES = {
     "AgentAttnProcessor": ".attn_processors",
+    "BroadcastAttnProcessor": ".attn_processors",
+    "CalibratedPlan": ".attn_processors",
     "Family": ".attn_processors",
     "FoveatedAttnProcessor": ".attn_processors",
+    "FractionPlan": ".attn_processors",
     "LinearAttnProcessor": ".attn_processors",
     "LocalAttnProcessor": ".attn_processors",
     "NeighborhoodAttnProcessor": ".attn_processors",
+    "PabPlan": ".attn_processors",
     "SoftmaxAttnProcessor": ".attn_processors",
     "TokenLayout": ".kernels",
     "WindowAttnProcessor": ".attn_processors",
     "apply": ".attn_processors",
+    "broadcast": ".attn_processors",
+    "calibrate": ".pipelines.broadcast",
     "comfy_entrypoint": ".comfyui",
     "load_shapes": ".pipelines.shapes",
     "progressive": ".pipelines.progressive",

@@ -3,6 +3,13 @@
 from .agent import AgentAttnProcessor
 from .agent_weights import AgentLayer, AgentWeights
 from .apply import Handle, apply
+from .broadcast import (
+    BroadcastAttnProcessor,
+    CalibratedPlan,
+    FractionPlan,
+    PabPlan,
+    broadcast,
+)
 from .foveated import FoveatedAttnProcessor
 from .layouts import Family
 from .linear import LinearAttnProcessor
@@ -19,8 +26,11 @@ __all__ = [
     "AgentAttnProcessor",
     "AgentLayer",
     "AgentWeights",
+    "BroadcastAttnProcessor",
+    "CalibratedPlan",
     "Family",
     "FoveatedAttnProcessor",
+    "FractionPlan",
     "Handle",
     "LinearAttnProcessor",
     "LinearLayer",
@@ -29,10 +39,12 @@ __all__ = [
     "LocalLayer",
     "LocalWeights",
     "NeighborhoodAttnProcessor",
+    "PabPlan",
     "Report",
     "SoftmaxAttnProcessor",
     "Status",
     "WindowAttnProcessor",
     "apply",
+    "broadcast",
     "status",
 ]

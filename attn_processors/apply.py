@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 
 from torch import nn
 
-from .base import AttnProcessor
-from .hosts import check_pattern, denoiser_of, matches, set_processor
+from .base import AttnProcessor, Companion
+from .hosts import check_pattern, denoiser_of, matches
 from .layer import Layer
 from .layer_weights import Follower
 from .layouts import LEFT_ALONE, TARGETS, Family, attention_layers, family_of
 from .redirect import Redirected, redirect
 from .report import Recorder, Report
+from .slot import processor_in, replace_processor
 from .tracker import Tracker
 
 __all__ = ["Handle", "apply"]
@@ -62,19 +64,25 @@ def apply(
     kinds = {name: family.kind(name, module) for name, module in attentions.items()}
     chosen = _choose(kinds, processor, layers)
     targets = {name: module for name, module in attentions.items() if kinds[name] in TARGETS}
-    for each in {id(value): value for value in chosen.values()}.values():
-        each.check_model(targets)
+    for each in dict.fromkeys(chosen.values()):
+        each.operator.check_model(targets)
 
     _tell_guess(model, family, strict)
     _tell_second(pipe)
     tracker = Tracker(model, family, pipe, steps)
     bound = []
     for name, module in attentions.items():
-        layer = Layer(
-            name, kinds[name], chosen.get(name), tracker, min_tokens=min_tokens, strict=strict
-        )
+        operator = chosen[name].operator if name in chosen else None
+        layer = Layer(name, kinds[name], operator, tracker, min_tokens=min_tokens, strict=strict)
         bound.append(_Bound(module, layer))
-    return Handle(model, tracker, bound)
+    with ExitStack() as undo:
+        handle = Handle(model, tracker, bound)
+        undo.callback(handle.remove)
+        for asked in dict.fromkeys(chosen.values()):
+            names = [name for name, value in chosen.items() if value is asked]
+            handle.accompany(asked.companion(model, pipe, names))
+        undo.pop_all()
+    return handle
 
 
 class _Bound:
@@ -83,7 +91,7 @@ class _Bound:
     def __init__(self, module: nn.Module, layer: Layer) -> None:
         self.module = module
         self.layer = layer
-        self.stock = module.processor
+        self.stock = processor_in(module)
         self.ours: Redirected | None = None
         self.refused: str | None = None
         if layer.processor is None:
@@ -105,7 +113,7 @@ class _Bound:
     def install(self) -> None:
         if self.ours is None:
             return
-        set_processor(self.module, self.ours)
+        replace_processor(self.module, self.stock, self.ours)
         if self.layer.processor.part is not None:
             self.module.add_module(_FOLLOWER, Follower(self.layer.processor.part))
 
@@ -117,14 +125,13 @@ class _Bound:
         self.ours.attend = self.ours.project = None
         kept = {k: v for k, v in vars(self.ours).items() if k not in ("attend", "project")}
         vars(self.stock).update(kept)
-        if self.module.processor is self.ours:
-            set_processor(self.module, self.stock)
+        replace_processor(self.module, self.ours, self.stock)
         self.module._modules.pop(_FOLLOWER, None)
         self.layer.release()
 
     def replaced_by(self) -> str | None:
         """Class of the processor that has taken the place of ours, if one has."""
-        present = self.module.processor
+        present = processor_in(self.module)
         return None if self.ours is None or present is self.ours else type(present).__name__
 
 
@@ -134,6 +141,7 @@ class Handle:
     def __init__(self, model: nn.Module, tracker: Tracker, bound: list[_Bound]) -> None:
         self._recorder = Recorder([b.layer for b in bound], tracker)
         self._bound = bound
+        self._companions: list[Companion] = []
         self._hooks = [
             model.register_forward_pre_hook(tracker, with_kwargs=True, prepend=True),
             model.register_forward_pre_hook(self._recorder.begin),
@@ -143,13 +151,21 @@ class Handle:
             b.install()
             self._recorder.log_once(b.layer.name, b.refused)
 
+    def accompany(self, companion: Companion | None) -> None:
+        """Remove and report `companion` together with this."""
+        if companion is not None:
+            self._companions.append(companion)
+
     def report(self) -> Report:
         """What ran in each layer, and why a layer ran dense, over the last run of the pipeline."""
         replaced = {b.layer.name: b.replaced_by() for b in self._bound}
-        return self._recorder.report({name: by for name, by in replaced.items() if by is not None})
+        replaced = {name: by for name, by in replaced.items() if by is not None}
+        return self._recorder.report(replaced, [c.report() for c in self._companions])
 
     def remove(self) -> None:
         """Put back the very processor objects that were there. Safe to call again."""
+        for companion in self._companions:
+            companion.remove()
         for b in self._bound:
             b.undo()
         for hook in self._hooks:
@@ -198,7 +214,7 @@ def _check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
 
 def _refuse_second(attentions: Mapping[str, nn.Module]) -> None:
     for name, module in attentions.items():
-        present = module.processor
+        present = processor_in(module)
         if isinstance(present, AttnProcessor):
             raise ValueError(
                 f"{name} already holds {present!r}, put there by set_attn_processor; "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,15 @@ from ..kernels.layout import TokenLayout
 from .rotary import RotaryReader
 from .stock import check_grid, run_stock
 
-__all__ = ["AttnProcessor"]
+__all__ = ["AttnProcessor", "Companion"]
+
+
+class Companion(Protocol):
+    """What a processor puts on a model beside its operator; shown and removed with it."""
+
+    def report(self) -> object: ...
+
+    def remove(self) -> None: ...
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
@@ -40,6 +48,18 @@ class AttnProcessor:
     def operator_name(self) -> str:
         """Short name for reports: "local" for LocalAttnProcessor."""
         return type(self).__name__.removesuffix("AttnProcessor").lower()
+
+    @property
+    def operator(self) -> AttnProcessor:
+        """The processor whose operator runs in the layers: itself, unless it stands around one."""
+        return self
+
+    def companion(self, model: nn.Module, pipe: object, names: Sequence[str]) -> Companion | None:
+        """What `foveate.apply` shall put on the model for these layers beside the operator.
+
+        Raises ValueError where it cannot; nothing is applied then.
+        """
+        return None
 
     @property
     def is_softmax(self) -> bool:

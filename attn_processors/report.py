@@ -46,11 +46,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The layers of one model, in the order of its modules; `print` shows a table."""
+    """The layers of one model, in the order of its modules; `print` shows a table.
+
+    companions: reports of what was put on the model beside operators.
+    """
 
     layers: tuple[LayerReport, ...]
     forwards: int
     processors: tuple[str, ...]
+    companions: tuple[object, ...] = ()
 
     def __str__(self) -> str:
         ran = sum(row.forwards > 0 for row in self.layers)
@@ -72,7 +76,7 @@ class Report:
             "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
             for cells in table
         )
-        return "\n".join((title, *lines))
+        return "\n".join((title, *lines, *map(str, self.companions)))
 
 
 def _cells(row: LayerReport) -> tuple[str, ...]:
@@ -127,13 +131,13 @@ class Recorder:
         self._logged.add(reason)
         logger.warning("%s runs dense: %s (further layers: see report())", name, reason)
 
-    def report(self, replaced: dict[str, str]) -> Report:
+    def report(self, replaced: dict[str, str], companions: Sequence[object]) -> Report:
         """The report so far; `replaced` maps layers that lost our processor to what they hold."""
         processors = dict.fromkeys(
             repr(p) for p in (layer.processor for layer in self.layers) if p is not None
         )
         rows = tuple(self._row(layer, replaced.get(layer.name)) for layer in self.layers)
-        return Report(rows, self.forwards, tuple(processors))
+        return Report(rows, self.forwards, tuple(processors), tuple(companions))
 
     def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
         dense = sum(layer.reasons.values())

@@ -17,6 +17,7 @@ from .layer import Layer
 from .layouts import attention_layers
 from .redirect import Redirected, redirected_class
 from .report import Recorder
+from .slot import processor_in
 
 __all__ = ["LayerStatus", "Status", "status"]
 
@@ -70,7 +71,7 @@ def _applied(model: nn.Module) -> list[LayerStatus]:
     """Of the layers that `apply` chose."""
     recorders = [hook for hook in model._forward_hooks.values() if isinstance(hook, Recorder)]
     layers = [layer for recorder in recorders for layer in recorder.layers if layer.processor]
-    return [_row(layer, model.get_submodule(layer.name).processor) for layer in layers]
+    return [_row(layer, processor_in(model.get_submodule(layer.name))) for layer in layers]
 
 
 def _row(layer: Layer, present: object) -> LayerStatus:
@@ -101,7 +102,7 @@ def _remedy(present: object) -> str:
 
 def _set_by_hand(model: nn.Module) -> list[LayerStatus]:
     """Of the layers that `set_attn_processor` gave a processor of ours."""
-    held = {name: module.processor for name, module in attention_layers(model).items()}
+    held = {name: processor_in(module) for name, module in attention_layers(model).items()}
     return [
         LayerStatus(layer=name, processor=repr(present), replaced_by=None, remedy=None)
         for name, present in held.items()

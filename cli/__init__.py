@@ -1,4 +1,4 @@
-"""The command line: `foveate demo`, `generate`, `bench`, `info`.
+"""The command line: `foveate demo`, `generate`, `calibrate`, `bench`, `info`.
 
 The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from .bench import bench
+from .calibrate import calibrate
 from .demo import demo
 from .generate import generate
 from .info import info
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, bench, info):
+for command in (demo, generate, calibrate, bench, info):
     app.command()(command)
 
 

@@ -1,0 +1,137 @@
+"""The cheapest rows for an allowed number of computed calls, by dynamic programming.
+
+A layer's row is a path over its computed evaluations. Between two of them every evaluation errs by
+the better of reuse and forecast, which depends on the last two computed ones. What is stale errs in
+the same direction for as long as it is: the errors of one stretch add up, weighed, before they are
+squared, and those of different stretches and layers after it. Computing costs a price, the same for
+all layers, so that calls go where they save most; the price is found by bisection.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .arms import COMPUTE, FORECAST, REUSE
+from .curves import MAX_LAG, Curves
+
+__all__ = ["Found", "search"]
+
+_GAPS = MAX_LAG + 1  # between computed evaluations: 1..G + 1
+_TAIL = 2  # evaluations at the end that compute: nothing repairs what is wrong there
+_PRICES = 1e-24, 1e12  # squared errors of a latent lie far inside
+_PRECISION = 1.001
+
+
+class Found(NamedTuple):
+    """rows: {layer: row}; share: of the calls or the cost; error: predicted, of the latent."""
+
+    rows: dict[str, str]
+    share: float
+    error: float
+
+
+def search(
+    curves: Curves, share: float, *, use_cost: bool = False, use_forecast: bool = True
+) -> Found:
+    """Rows whose computed calls are at most `share` of all, weighed by seconds with `use_cost`."""
+    prices = curves.seconds if use_cost else np.ones(len(curves.layers))
+    prices = prices / prices.sum()
+    errors, letters = _best(curves, use_forecast)
+    segments = _segments(errors)
+    price = _lowest_price(segments, prices, share)
+    computed, total = _paths(segments, price * prices)
+    total = total - price * (computed * prices[:, None]).sum(1)
+    rows = {layer: _row(letters[i], computed[i]) for i, layer in enumerate(curves.layers)}
+    return Found(rows, _share(computed, prices), float(total.sum()))
+
+
+def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> float:
+    """The price of a call at which at most `share` of them compute."""
+
+    def computes(price: float) -> float:
+        return _share(_paths(segments, price * prices)[0], prices)
+
+    low, high = _PRICES
+    least = computes(high)
+    if least > share:
+        raise ValueError(
+            f"a share of {share:.3g} is too small: the first and the last {_TAIL} evaluations "
+            f"compute, and every {_GAPS}th at least; the least here is {least:.3g}"
+        )
+    if computes(0.0) <= share:
+        return 0.0
+    while high / low > _PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if computes(middle) <= share else (middle, high)
+    return high
+
+
+def _best(curves: Curves, use_forecast: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weighed error [L, n, G, G + 1] by lag and last gap, and whether it is a forecast's."""
+    weight = np.stack([curves.weight[kind] for kind in curves.layers.values()])  # [L, n]
+    reuse = np.repeat(curves.reuse[..., None], _GAPS, -1)
+    is_forecast = (curves.forecast < reuse) & use_forecast
+    error = np.where(is_forecast, curves.forecast, reuse)
+    return np.sqrt(weight)[..., None, None] * error, is_forecast
+
+
+def _segments(errors: np.ndarray) -> np.ndarray:
+    """[L, n, G + 1 (last gap), G + 1 (next gap)]: squared error from evaluation i to the next."""
+    layers, n = errors.shape[:2]
+    found = np.full((layers, n, _GAPS, _GAPS), np.inf)
+    for i in range(n):
+        total = np.zeros((layers, _GAPS))
+        found[:, i, :, 0] = total
+        for gap in range(2, min(_GAPS, n - 1 - i) + 1):
+            total = total + errors[:, i + gap - 1, gap - 2]
+            found[:, i, :, gap - 1] = total**2
+    return found
+
+
+def _paths(segments: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which evaluations compute [L, n] at these prices [L], and the least total [L]."""
+    layers, n = segments.shape[:2]
+    best = np.full((layers, n, _GAPS), np.inf)  # by evaluation and the gap before it
+    came = np.zeros((layers, n, _GAPS), dtype=np.int64)  # the gap before that
+    best[:, 0] = prices[:, None]
+    forced = n - _TAIL  # computes, as does what follows
+    for i in range(n - 1):
+        for gap in range(1, _GAPS + 1):
+            j = i + gap
+            if j >= n or i < forced < j:
+                continue
+            through = best[:, i] + segments[:, i, :, gap - 1] + prices[:, None]
+            came[:, j, gap - 1] = through.argmin(1)
+            best[:, j, gap - 1] = through.min(1)
+    return _walk_back(best, came)
+
+
+def _walk_back(best: np.ndarray, came: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    layers, n = best.shape[:2]
+    computed = np.zeros((layers, n), dtype=bool)
+    for layer in range(layers):
+        i, gap = n - 1, int(best[layer, -1].argmin())
+        while i > 0:
+            computed[layer, i] = True
+            i, gap = i - (gap + 1), came[layer, i, gap]
+    computed[:, 0] = True
+    return computed, best[:, -1].min(1)
+
+
+def _share(computed: np.ndarray, prices: np.ndarray) -> float:
+    return float((computed.mean(1) * prices).sum())
+
+
+def _row(is_forecast: np.ndarray, computed: np.ndarray) -> str:
+    """Letters of one layer; is_forecast is [n, G, G + 1] by lag and last gap."""
+    row, last, gap = [], 0, 1
+    for i, computes in enumerate(computed):
+        if computes:
+            gap = max(i - last, 1) if i else 1
+            last = i
+            row.append(COMPUTE)
+        else:
+            row.append(FORECAST if is_forecast[i, i - last - 1, gap - 1] else REUSE)
+    return "".join(row)

@@ -1,0 +1,144 @@
+"""`foveate calibrate`: measure a model and write the plan that `foveate.broadcast` follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import DTYPES, load_model
+from .options import Seed, Steps, console, parse_size
+
+__all__ = ["calibrate"]
+
+_SHARE = "a share of 0 to 1"
+
+
+def calibrate(
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="Text file, a prompt a line: 2 to 4 to measure on.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Plan to write (JSON).", metavar="FILE")] = Path(
+        "plan.json"
+    ),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.",
+            metavar="NAME|PATH",
+        ),
+    ] = "shapes-sd",
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of other prompts, to check the plan on.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    calls: Annotated[
+        float | None,
+        typer.Option(help=f"Attention calls that compute, {_SHARE}.", metavar="X"),
+    ] = None,
+    cost: Annotated[
+        float | None,
+        typer.Option(help=f"Attention time that is spent, {_SHARE}.", metavar="X"),
+    ] = None,
+    psnr: Annotated[
+        float | None,
+        typer.Option(help="Reach this against dense on the held-out prompts.", metavar="DB"),
+    ] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(help="Of the cache, for one picture and one branch.", metavar="N", min=0),
+    ] = None,
+    forecast: Annotated[
+        bool, typer.Option(help="Extrapolate outputs where that is nearer than reusing them.")
+    ] = True,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False
+        ),
+    ] = None,
+    steps: Steps = 25,
+    seed: Seed = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: an accelerator, if there is one.", metavar="NAME", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Default: float32 on the CPU, else bfloat16.",
+            metavar="|".join(DTYPES),
+            show_default=False,
+        ),
+    ] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for pictures of the curves and the plan.",
+            metavar="FOLDER",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure which attention outputs may be reused or forecast, and write the plan.
+
+    Give one of --calls, --cost and --psnr; without any, half of the calls compute. Takes about two
+    thirds of a run for each step: minutes on the embedded models.
+    """
+    measured, checked = _lines("--prompts", prompts), _lines("--held-out", held_out)
+    for name, folder in (("--out", out.parent), ("--plots", plots)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{name} names a folder that does not exist: {folder}")
+    if (calls, cost, psnr) == (None, None, None):
+        calls = 0.5
+    loaded = load_model(model, device, dtype)
+
+    from ..pipelines.broadcast import calibrate as measure
+
+    width, height = (loaded.base_size,) * 2 if size is None else parse_size(size)
+    plan = measure(
+        loaded.pipe,
+        measured,
+        steps=steps,
+        calls=calls,
+        cost=cost,
+        psnr_goal=psnr,
+        held_out=checked,
+        forecast=forecast,
+        max_bytes=max_bytes,
+        call={**loaded.call, "height": height, "width": width},
+        seed=seed,
+    )
+    plan.save(out)
+    console().print(plan.describe())
+    if plots is not None:
+        _plot(plan, plots)
+    console().print(f"wrote {out}; use it with foveate.broadcast(pipe, {str(out)!r})")
+
+
+def _lines(option: str, path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{option}: {path} has no prompts")
+    return lines
+
+
+def _plot(plan, folder: Path) -> None:
+    from ..pipelines.broadcast.plots import plot_curves, plot_rows
+
+    plot_curves(plan, folder / "curves.png")
+    plot_rows(plan, folder / "plan.png")

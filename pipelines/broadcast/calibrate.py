@@ -1,0 +1,201 @@
+"""A plan from measurements: what every layer's reuse does to the final latent, and the best rows.
+
+1. A dense run: how far every layer's output is from its earlier ones, and from their extrapolation.
+2. For each kind of layer and every third evaluation, a run in which that kind alone reuses there
+   alone: the squared error of the final latent. Divided by the squared differences of 1, it is the
+   weight of the kind at the evaluation; in between it is interpolated on a logarithmic scale.
+   Without these weights such plans can be worse than a fixed one: an early difference is repaired
+   by later steps, one in the last steps never.
+3. The rows of least weighted error for the calls, cost or quality asked for.
+4. A check on prompts that were not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from ...attn_processors.broadcast import FractionPlan, TablePlan, broadcast
+from ...attn_processors.broadcast.arms import COMPUTE, REUSE
+from ...attn_processors.broadcast.calibrated import CalibratedPlan
+from ...attn_processors.broadcast.curves import Curves, rounded
+from ...attn_processors.broadcast.fingerprint import fingerprint
+from ...attn_processors.broadcast.install import attach, denoisers, layer_kinds
+from ...attn_processors.broadcast.plan import MIN_EVALUATIONS
+from ...attn_processors.broadcast.schedule import read_schedule
+from .record import WHOLE, Recording, layer_seconds
+from .runs import Runs, psnr
+
+__all__ = ["calibrate", "measure"]
+
+_EVERY = 3  # evaluations between two of step 2
+_HALVINGS = 6
+
+
+def calibrate(
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    calls: float | None = None,
+    cost: float | None = None,
+    psnr_goal: float | None = None,
+    held_out: Sequence[str] = (),
+    forecast: bool = True,
+    max_bytes: int | None = None,
+    call: Mapping[str, object] | None = None,
+    seed: int = 0,
+) -> CalibratedPlan:
+    """Measure a pipeline and choose its plan: `foveate.broadcast(pipe, plan)`, `plan.save(path)`.
+
+    prompts: 2 to 4; they are drawn together.
+    calls, cost, psnr_goal: what is asked for, one of them: the share of attention calls that
+        compute, the share of their time, or dB against dense on the prompts `held_out`.
+    held_out: prompts for the check; needed for `psnr_goal`.
+    max_bytes: of the cache, for one picture and one branch.
+    call: other arguments of the pipeline's call, such as size and guidance.
+
+    Raises ValueError for bad options and schedules of fewer than 8 evaluations, NotImplementedError
+    for a pipeline with two denoisers.
+    """
+    _check(prompts, steps, calls, cost, psnr_goal, held_out)
+    runs = Runs(pipe=pipe, prompts=tuple(prompts), steps=steps, call=dict(call or {}), seed=seed)
+    plan = CalibratedPlan(
+        curves=measure(runs),
+        share=1.0 if psnr_goal is not None else calls if cost is None else cost,
+        use_cost=cost is not None,
+        use_forecast=forecast,
+        max_bytes=max_bytes,
+        model=type(_denoiser(pipe)).__name__,
+        fingerprint=fingerprint(_denoiser(pipe)),
+        scheduler=type(pipe.scheduler).__name__,
+        versions={name: version(name) for name in ("diffusers", "torch")},
+    )
+    if not held_out:
+        return plan
+    tried = replace(runs, prompts=tuple(held_out), seed=seed + len(prompts))
+    exact = tried.pictures()
+    if psnr_goal is not None:
+        return _least_share(plan, tried, exact, psnr_goal)
+    return _checked(plan, tried, exact)
+
+
+def measure(runs: Runs) -> Curves:
+    """Steps 1 and 2: the curves of a pipeline."""
+    model = _denoiser(runs.pipe)
+    kinds = layer_kinds(model, None)
+    with layer_seconds(model) as seconds:
+        exact = runs.latents()
+    timesteps = read_schedule(runs.pipe.scheduler).timesteps
+    if len(timesteps) < MIN_EVALUATIONS:
+        raise ValueError(
+            f"{len(timesteps)} evaluations change too much from one to the next for any plan; "
+            f"calibrate with {MIN_EVALUATIONS} or more"
+        )
+    recording = Recording()
+    attached = attach(model, FractionPlan(every=1), runs.pipe, kinds=kinds, observe=recording)
+    try:
+        runs.latents()
+    finally:
+        attached.remove()
+    errors = [recording.errors(name, timesteps) for name in kinds]
+    reuse = rounded(np.stack([e[0] for e in errors]))
+    taken = seconds()
+    return Curves(
+        timesteps=timesteps,
+        layers=kinds,
+        reuse=reuse,
+        forecast=rounded(np.stack([e[1] for e in errors])),
+        weight=_weights(runs, exact, kinds, reuse),
+        seconds=rounded(np.array([taken[name] for name in kinds])),
+        num_bytes=rounded(np.array([recording.num_bytes[name] for name in kinds], dtype=float)),
+        forward_seconds=float(rounded(np.array(taken[WHOLE]))),
+    )
+
+
+def _weights(
+    runs: Runs, exact: torch.Tensor, kinds: Mapping[str, str], reuse: np.ndarray
+) -> dict[str, np.ndarray]:
+    """{kind: [n]}: step 2."""
+    n = reuse.shape[1]
+    places = sorted({*range(1, n - 2, _EVERY), n - 3})
+    todo = [(kind, i) for kind in dict.fromkeys(kinds.values()) for i in places]
+    found: dict[str, list[float]] = {}
+    for kind, i in tqdm(todo, desc="calibrate", unit="run", mininterval=1):
+        own = [place for place, k in enumerate(kinds.values()) if k == kind]
+        once = COMPUTE * i + REUSE + COMPUTE * (n - i - 1)
+        rows = {name: once if k == kind else COMPUTE * n for name, k in kinds.items()}
+        with broadcast(runs.pipe, TablePlan(rows)):
+            error = float(((runs.latents() - exact) ** 2).mean())
+        moved = float((reuse[own, i, 0] ** 2).sum())
+        found.setdefault(kind, []).append(max(error, 1e-20) / max(moved, 1e-20))
+    every = np.arange(n)
+    return {
+        kind: rounded(np.exp(np.interp(every, places, np.log(values))))
+        for kind, values in found.items()
+    }
+
+
+def _least_share(
+    plan: CalibratedPlan, tried: Runs, exact: np.ndarray, goal: float
+) -> CalibratedPlan:
+    """The smallest share of the calls whose held-out pictures reach the goal."""
+    low, high, best = 0.0, 1.0, None
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        try:
+            candidate = _checked(replace(plan, share=share), tried, exact)
+        except ValueError:  # fewer calls than the longest gaps leave
+            low = share
+            continue
+        if candidate.checked["psnr"] >= goal:
+            high, best = share, candidate
+        else:
+            low = share
+    return _checked(plan, tried, exact) if best is None else best
+
+
+def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> CalibratedPlan:
+    """The plan with what it does on held-out prompts: dB, least dB, share of calls computed."""
+    with broadcast(tried.pipe, plan) as handle:
+        values = psnr(tried.pictures(), exact)
+        share = handle.report().computed_share
+    found = {"psnr": values.mean(), "worst_psnr": values.min(), "computed_share": share}
+    found = {name: round(float(value), 4) for name, value in found.items()}
+    return replace(plan, checked={**found, "prompts": len(tried.prompts)})
+
+
+def _denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
+    models, _ = denoisers(pipe, None)
+    if len(models) > 1:
+        raise NotImplementedError(
+            f"calibrate measures one denoiser, this pipeline has {', '.join(models)}; "
+            "use a FractionPlan, which needs no measurement"
+        )
+    return next(iter(models.values()))
+
+
+def _check(
+    prompts: Sequence[str],
+    steps: int,
+    calls: float | None,
+    cost: float | None,
+    psnr_goal: float | None,
+    held_out: Sequence[str],
+) -> None:
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    asked = {"calls": calls, "cost": cost, "psnr_goal": psnr_goal}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give one of calls, cost and psnr_goal, got {given or 'none'}")
+    if psnr_goal is not None and not held_out:
+        raise ValueError("psnr_goal is reached on other prompts; give held_out")

@@ -1,0 +1,150 @@
+"""What broadcasting costs and gives on the embedded models, at equal calls and at equal cost.
+
+    python -P -m foveate.pipelines.broadcast.study --out docs/broadcast
+
+For each model: PAB at three strengths; at as many computed calls as each of them, the portable plan
+and the calibrated ones; and always beside them dense attention with fewer steps at the same cost.
+Every method is a file of its own, and what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...attn_processors.broadcast import FractionPlan, PabPlan, Plan, broadcast
+from ...attn_processors.broadcast.calibrated import CalibratedPlan
+from ...attn_processors.broadcast.schedule import read_schedule
+from ..shapes.load import MODELS, load_shapes
+from ..shapes.quality import score_all
+from ..shapes.scene import Ask, sample_scene
+from .calibrate import calibrate
+from .plots import plot_curves, plot_rows
+from .runs import Runs, psnr
+from .tables import write_page
+
+__all__ = ["main"]
+
+# ranges of spatial and cross layers
+_PAB = ((2, 2), (3, 5), (5, 9))
+_STORES = ("bf16", "int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table; `steps` None is the number all share."""
+
+    name: str
+    group: str
+    plan: Plan | None
+    store: str = "native"
+    steps: int | None = None
+
+
+def asks_of(number: int, seed: int) -> list[Ask]:
+    rng = np.random.default_rng(seed)
+    return [sample_scene(rng).ask for _ in range(number)]
+
+
+def plan_of(name: str, steps: int, folder: Path) -> CalibratedPlan:
+    """The calibration of a model, measured once; prompts of its own."""
+    path = folder / f"{name}-{steps}.json"
+    if path.exists():
+        return CalibratedPlan.load(path)
+    pipe = load_shapes(name)
+    prompts = [ask.caption for ask in asks_of(4, seed=1)]
+    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=MODELS[name].call, seed=100)
+    plan.save(path)
+    return plan
+
+
+def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
+    """What is compared; groups have equal computed calls."""
+    schedule = read_schedule(runs.pipe.scheduler)
+    layers = plan.curves.layers
+    has_cross = "cross" in layers.values()
+    for spatial, cross in _PAB:
+        label = f"({spatial}, {cross})" if has_cross else f"({spatial})"
+        pab = PabPlan(spatial=spatial, cross=cross)
+        rows = "".join(pab.table(schedule, layers).values())
+        share = rows.count("#") / len(rows)
+        group = f"PAB {label}"
+        yield Method(f"PAB {label}", group, pab)
+        yield Method("the same, forecast", group, replace(pab, is_forecast=True))
+        for forecast, note in ((False, "order 0"), (True, "order 0 and 1")):
+            own = replace(plan, share=share, use_forecast=forecast)
+            yield Method(f"calibrated, {note}", group, own)
+        cost = 1 - plan.curves.share_of_time * (1 - share)
+        steps = max(1, round(cost * runs.steps))
+        yield Method(f"dense, {steps} steps: equal cost", group, None, steps=steps)
+    for arm in ("reuse", "forecast"):
+        yield Method(f"every 2nd, {arm}", "portable", FractionPlan(arm=arm))
+    for store in ("native", *_STORES):
+        yield Method(f"calibrated at 1/2, {store}", "stores", replace(plan, share=0.5), store)
+
+
+def run(method: Method, runs: Runs, exact: np.ndarray, asks: list[Ask]) -> dict:
+    """Draw with one method: {psnr by picture, bind by picture, seconds, computed_share, bytes}."""
+    start, share, peak = time.perf_counter(), 1.0, 0
+    if method.plan is None:
+        pictures = replace(runs, steps=method.steps or runs.steps).pictures()
+    else:
+        with broadcast(runs.pipe, method.plan, store=method.store) as handle:
+            pictures = runs.pictures()
+            report = handle.report()
+        share, peak = report.computed_share, report.peak_bytes
+    return {
+        "group": method.group,
+        "method": method.name,
+        "seconds": round(time.perf_counter() - start, 2),
+        "computed_share": round(share, 4),
+        "bytes": peak,
+        "psnr": [round(float(value), 3) for value in psnr(pictures, exact)],
+        "bind": [bool(s.bind) for s in score_all(pictures, asks)],
+    }
+
+
+def study(name: str, number: int, steps: int, folder: Path) -> None:
+    """All methods on one model."""
+    plan = plan_of(name, steps, folder)
+    plot_curves(plan, folder / f"{name}-curves.png")
+    plot_rows(plan, folder / f"{name}-plan.png")
+    pipe = load_shapes(name)
+    asks = asks_of(number, seed=2)
+    prompts = tuple(ask.caption for ask in asks)
+    runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=MODELS[name].call)
+    exact = runs.pictures()
+    for method in (Method("dense", "dense", None), *methods(runs, plan)):
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{method.group} {method.name}".lower()).strip("-")
+        path = folder / f"{name}-{number}-{steps}-{slug}.json"
+        if not path.exists():
+            found = run(method, runs, exact, asks)
+            path.write_text(json.dumps({"model": name, **found}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(MODELS))
+    parser.add_argument("--number", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=Path("docs/broadcast"))
+    parser.add_argument("--page", type=Path, default=Path("docs/broadcast.md"))
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.models:
+        study(name, arguments.number, arguments.steps, arguments.out)
+    write_page(arguments.out, arguments.page)
+
+
+if __name__ == "__main__":
+    main()

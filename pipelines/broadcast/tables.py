@@ -1,0 +1,50 @@
+"""Turns the study's files into the table of its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["write_page"]
+
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+_HEADER = ("method", "calls computed", "PSNR, dB", "worst", "BIND", "seconds", "cache, MB")
+
+
+def write_page(folder: Path, page: Path) -> None:
+    """Put one table for each model, number of prompts and steps between the markers of `page`."""
+    found: dict[tuple[str, ...], list[dict]] = {}
+    for path in sorted(folder.glob("*-*-*-*.json"), key=lambda p: p.stat().st_mtime):
+        model, number, steps, _ = path.stem.split("-", 3)
+        found.setdefault((model, number, steps), []).append(json.loads(path.read_text()))
+    tables = [_table(*key, rows) for key, rows in sorted(found.items(), reverse=True)]
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, marked, after = rest.partition(END)
+    if not marked:
+        raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
+    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
+
+
+def _table(model: str, number: str, steps: str, rows: list[dict]) -> str:
+    title = f"`shapes-{model}`, {number} prompts, {steps} steps:"
+    lines = [f"| {' | '.join(_HEADER)} |", "|" + "---|" * len(_HEADER)]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines += [_line(row) for row in rows if row["group"] == group]
+        lines.append("|" + " |" * len(_HEADER))
+    return "\n".join((title, "", *lines[:-1]))
+
+
+def _line(row: dict) -> str:
+    cells = (
+        row["method"],
+        f"{row['computed_share']:.0%}",
+        f"{np.mean(row['psnr']):.1f}",
+        f"{np.min(row['psnr']):.1f}",
+        f"{np.mean(row['bind']):.0%}",
+        f"{row['seconds']:.1f}",
+        f"{row['bytes'] / 1e6:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"

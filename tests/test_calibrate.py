@@ -1,0 +1,174 @@
+"""foveate.calibrate: what it measures, what it asks for, and what the plan is worth."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import foveate
+from broadcast_pipelines import Latents
+from foveate.attn_processors.broadcast import CalibratedPlan, PabPlan, TablePlan, broadcast
+from foveate.attn_processors.broadcast.schedule import Schedule
+from foveate.attn_processors.layouts import attention_layers
+from foveate.cli import main
+from foveate.pipelines.broadcast.calibrate import calibrate, measure
+from foveate.pipelines.broadcast.plots import plot_curves, plot_rows
+from foveate.pipelines.broadcast.runs import Runs, psnr
+
+STEPS = 8
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "broadcast"
+
+
+@pytest.fixture(scope="module")
+def pixart():
+    return Latents("pixart")
+
+
+@pytest.fixture(scope="module")
+def curves(pixart):
+    runs = Runs(pipe=pixart.pipe, prompts=("a cat", "a dog"), steps=STEPS, call=pixart.arguments)
+    return measure(runs)
+
+
+def test_curves_are_those_of_the_layers(pixart, curves):
+    """Against outputs noted by hooks of this test."""
+    seen = {name: [] for name in attention_layers(pixart.model)}
+    hooks = [
+        module.register_forward_hook(lambda m, a, out, name=name: seen[name].append(out))
+        for name, module in attention_layers(pixart.model).items()
+    ]
+    Runs(pipe=pixart.pipe, prompts=("a cat", "a dog"), steps=STEPS, call=pixart.arguments).latents()
+    for hook in hooks:
+        hook.remove()
+    t = [float(x) for x in pixart.pipe.scheduler.timesteps]
+    assert curves.timesteps == tuple(t)
+    for place, name in enumerate(curves.layers):
+        out = seen[name]
+        for j, lag in ((1, 1), (5, 1), (5, 3), (7, 4)):
+            want = (out[j - lag] - out[j]).abs().mean() / out[j].abs().mean()
+            assert curves.reuse[place, j, lag - 1] == pytest.approx(float(want), rel=1e-3)
+        j, lag, gap = 6, 2, 3
+        a, b = out[j - lag], out[j - lag - gap]
+        guess = a + (a - b) * (t[j] - t[j - lag]) / (t[j - lag] - t[j - lag - gap])
+        want = (guess - out[j]).abs().mean() / out[j].abs().mean()
+        assert curves.forecast[place, j, lag - 1, gap - 1] == pytest.approx(float(want), rel=1e-3)
+    assert np.isinf(curves.reuse[:, 2, 2:]).all()
+    assert (curves.seconds > 0).all()
+    assert 0 < curves.share_of_time < 1
+    # one [24, 24] output in float32
+    assert set(curves.num_bytes) == {24 * 24 * 4}
+
+
+def test_weights_say_what_one_reuse_does(pixart, curves):
+    runs = Runs(pipe=pixart.pipe, prompts=("a cat", "a dog"), steps=STEPS, call=pixart.arguments)
+    exact = runs.latents()
+    own = [name for name, kind in curves.layers.items() if kind == "cross"]
+    rows = {name: "####=###" if name in own else "#" * STEPS for name in curves.layers}
+    with broadcast(pixart.pipe, TablePlan(rows)):
+        error = float(((runs.latents() - exact) ** 2).mean())
+    places = [list(curves.layers).index(name) for name in own]
+    predicted = curves.weight["cross"][4] * (curves.reuse[places, 4, 0] ** 2).sum()
+    assert predicted == pytest.approx(error, rel=1e-2)
+
+
+def test_calibrate_for_calls_and_its_check(pixart, tmp_path):
+    plan = calibrate(
+        pixart.pipe,
+        ["a cat", "a dog"],
+        steps=STEPS,
+        calls=0.7,
+        held_out=["a bird"],
+        call=pixart.arguments,
+    )
+    assert (plan.model, plan.scheduler) == ("PixArtTransformer2DModel", "DDIMScheduler")
+    assert plan.checked["prompts"] == 1
+    assert plan.checked["computed_share"] <= 0.7
+    assert plan.checked["worst_psnr"] <= plan.checked["psnr"] < 99
+    assert set(plan.versions) == {"diffusers", "torch"}
+    plot_curves(plan, tmp_path / "curves.png")
+    plot_rows(plan, tmp_path / "plan.png")
+    with broadcast(pixart.pipe, plan) as handle:
+        pixart(STEPS)
+        rows = {row.layer: row.row for row in handle.report().layers}
+    assert rows == plan.find(Schedule(plan.curves.timesteps)).rows
+
+
+def test_psnr():
+    exact = np.zeros((2, 4, 4, 3))
+    pictures = exact.copy()
+    pictures[0] += 0.1
+    assert psnr(pictures, exact) == pytest.approx([20, 99])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"steps": 5}, "5 evaluations change too much .* calibrate with 8 or more"),
+        ({"prompts": "a cat"}, "prompts must be a list of at least one prompt, got 'a cat'"),
+        ({"prompts": []}, "prompts must be a list"),
+        ({"cost": 0.5}, "give one of calls, cost and psnr_goal, got .'calls', 'cost'."),
+        ({"calls": None}, "give one of calls, cost and psnr_goal, got none"),
+        ({"calls": None, "psnr_goal": 30.0}, "give held_out"),
+    ],
+    ids=str,
+)
+def test_bad_options(pixart, options, message):
+    asked = {"prompts": ["a cat"], "steps": STEPS, "calls": 0.7, "call": pixart.arguments}
+    asked |= options
+    prompts = asked.pop("prompts")
+    with pytest.raises(ValueError, match=message):
+        calibrate(pixart.pipe, prompts, **asked)
+
+
+def test_two_denoisers_are_refused():
+    wan = Latents("wan", two_denoisers=True)
+    with pytest.raises(NotImplementedError, match="measures one denoiser, .* transformer_2"):
+        calibrate(wan.pipe, ["a cat"], steps=STEPS, calls=0.5)
+
+
+def test_command_line_says_what_is_wrong(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, told in (
+        (["--prompts", str(tmp_path / "empty.txt")], "--prompts: .* has no prompts"),
+        (["--prompts", __file__, "--out", "/no/such/plan.json"], "--out names a folder"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["calibrate", *arguments])
+        assert re.search(told, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_t13_better_than_pab_at_equal_calls(capsys):
+    """On a trained model, held-out prompts; fewer dense steps at equal cost are shown beside it."""
+    from foveate.pipelines.broadcast.study import asks_of
+    from foveate.pipelines.shapes.load import MODELS
+
+    plan = CalibratedPlan.load(DOCS / "flux-20.json")
+    pipe = foveate.load_shapes("flux")
+    prompts = tuple(ask.caption for ask in asks_of(4, seed=2))
+    runs = Runs(pipe=pipe, prompts=prompts, steps=20, call=MODELS["flux"].call)
+    exact = runs.pictures()
+    found = {}
+    for name, own in (("pab", PabPlan(spatial=3)), ("calibrated", plan)):
+        with broadcast(pipe, own) as handle:
+            found[name] = psnr(runs.pictures(), exact).mean()
+            assert handle.report().computed_share == pytest.approx(0.5)
+    steps = round(20 * (1 - plan.curves.share_of_time * 0.5))
+    fewer = Runs(pipe=pipe, prompts=prompts, steps=steps, call=MODELS["flux"].call)
+    found[f"{steps} dense steps"] = psnr(fewer.pictures(), exact).mean()
+    with capsys.disabled():
+        told = {name: round(float(value), 1) for name, value in found.items()}
+        sys.stdout.write(f"{told}\n")
+    assert found["calibrated"] >= found["pab"] + 5
+
+
+def test_written_plans_are_json_with_their_rows():
+    written = json.loads((DOCS / "flux-20.json").read_text())
+    assert written["model"] == "FluxTransformer2DModel"
+    assert all(len(row) == 20 for row in written["rows"].values())
+    assert torch.__version__.split("+")[0] in written["versions"]["torch"]
