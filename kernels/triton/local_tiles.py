@@ -36,6 +36,7 @@ _THIN = LocalTiles(8, 16, 4, 8, context=32)
 _NARROW = LocalTiles(8, 16, 2, 8, context=16)
 _SMALL_NARROW = LocalTiles(8, 8, 2, 8, context=16, num_warps=4)
 _SMALL_THIN = LocalTiles(8, 8, 4, 8, context=32, num_warps=4)
+_SMALL_SHORT = LocalTiles(8, 8, 4, 8, context=16, num_warps=4)
 _SPREAD_THIN = LocalTiles(8, 8, 4, 8, context=32)
 # 64 threads a warp, and no copies that run ahead
 _AMD = LocalTiles(8, 16, 4, 8, context=32, num_warps=4, num_stages=1)
@@ -67,6 +68,11 @@ _BACKWARD = {
     ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
     ("keys", "gfx942"): (_AMD_SMALL, _AMD_SMALL, _AMD_SMALL),
 }
+# the same for boxes and windows, where they take more registers than discs
+_BOXES = _BACKWARD | {
+    ("keys", "sm_90"): (_SMALL_SHORT, _SMALL_THIN, _SPREAD_THIN),
+    ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_SHORT),
+}
 _FLOAT32 = LocalTiles(4, 8, 4, 8, context=32, num_warps=4)
 
 
@@ -86,27 +92,37 @@ def tiles_for(
     q: torch.Tensor,
     radius: int,
     grid: tuple[int, int, int],
+    boxes: bool = False,
     descriptors: bool = True,
 ) -> LocalTiles:
     """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones.
 
-    `descriptors`: whether these may read keys.
+    `boxes`: whether queries see boxes or windows, not discs. `descriptors`: whether these may
+    read keys.
     """
     half = q.dtype != torch.float32
-    tiles = _half(kernel, arch, q.shape[-1], radius > 8, descriptors) if half else _FLOAT32
+    tiles = _half(kernel, arch, q.shape[-1], radius > 8, boxes, descriptors) if half else _FLOAT32
     return tiles if grid[1] > 1 else _flat(tiles)
 
 
-def defaults(kernel: str, dim: int) -> list[tuple[str, int, LocalTiles]]:
+def defaults(
+    kernel: str, dim: int, boxes: bool, descriptors: bool
+) -> list[tuple[str, int, LocalTiles]]:
     """(architecture, a radius, its tiles) of a half-precision kernel, row by row of the table."""
-    return [(arch, 16 if far else 8, _half(kernel, arch, dim, far)) for arch, far in _FORWARD]
+    return [
+        (arch, 16 if far else 8, _half(kernel, arch, dim, far, boxes, descriptors))
+        for arch, far in _FORWARD
+    ]
 
 
-def _half(kernel: str, arch: str, dim: int, far: bool, descriptors: bool = True) -> LocalTiles:
+def _half(
+    kernel: str, arch: str, dim: int, far: bool, boxes: bool, descriptors: bool
+) -> LocalTiles:
     kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
-    if kind == 0 and not descriptors:
-        kind = 1  # never read by descriptors, either
-    return _FORWARD[arch, far][kind] if kernel == "forward" else _BACKWARD[kernel, arch][kind]
+    if kernel != "forward":
+        return (_BOXES if boxes else _BACKWARD)[kernel, arch][kind]
+    # head dims of two parts are never read by descriptors, either
+    return _FORWARD[arch, far][kind if descriptors else max(kind, 1)]
 
 
 def _flat(tiles: LocalTiles) -> LocalTiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .foveated_backward import foveated_backward_cells_kernel
@@ -12,7 +12,7 @@ from .local_forward import local_forward_kernel
 from .local_tiles import LocalTiles, defaults
 from .rows import head_parts
 from .variants import Variant
-from .windows import BOX, DISC
+from .windows import BOX, CUT, DISC
 
 __all__ = ["variants"]
 
@@ -23,31 +23,42 @@ _KERNELS = {
     "queries": local_backward_queries_kernel,
     "keys": local_backward_keys_kernel,
 }
+_WINDOWS = {
+    "local": DISC.value,
+    "foveated": DISC.value,
+    "neighborhood": BOX.value,
+    "neighborhood_dilated": BOX.value,
+    "window": CUT.value,
+}
 _FLOAT32 = ("LSE", "GRAD_LSE", "SHIFT", "CLSE", "CSHIFT")
 _POOLED = ("K1", "V1", "K2", "V2")
 
 
 def variants() -> list[Variant]:
-    """Local, neighbourhood, and foveated attention with one level of cells of side 4."""
-    near = [
-        _variant(operator, *case)
-        for operator in ("local", "neighborhood")
-        for name in _KERNELS
-        for case in _cases(name, _DIMS)
+    """Each operator's; the foveated one has one level of cells of side 4."""
+    return [
+        *_variants("local", _KERNELS, _DIMS),
+        *_variants("neighborhood", _KERNELS, _DIMS),
+        *_variants("neighborhood_dilated", ("forward",), (128,)),
+        *_variants("window", _KERNELS, (128,)),
+        *_variants("foveated", ("forward", "queries"), (128,)),
+        *(_cells(*case) for case in _cases("foveated", "keys", (128,))),
     ]
-    foveated = [
-        _variant("foveated", *case)
-        for name in ("forward", "queries")
-        for case in _cases(name, (128,))
-    ]
-    return near + foveated + [_cells(*case) for case in _cases("keys", (128,))]
 
 
-def _cases(name: str, dims: Sequence[int]) -> list[tuple[str, str, int, int, LocalTiles]]:
+def _variants(operator: str, names: Iterable[str], dims: Sequence[int]) -> list[Variant]:
+    return [_variant(operator, *case) for name in names for case in _cases(operator, name, dims)]
+
+
+def _cases(
+    operator: str, name: str, dims: Sequence[int]
+) -> list[tuple[str, str, int, int, LocalTiles]]:
     """Name, architecture, head dim, least radius and tiles of each different default."""
     found = {}
+    boxes = _WINDOWS[operator] != DISC.value
+    descriptors = operator in ("local", "foveated", "neighborhood")
     for dim in dims:
-        for arch, radius, tiles in defaults(name, dim):
+        for arch, radius, tiles in defaults(name, dim, boxes, descriptors):
             key = (arch, dim, tiles)
             found[key] = min(radius, found.get(key, radius))
     return [(name, arch, dim, radius, tiles) for (arch, dim, tiles), radius in found.items()]
@@ -63,8 +74,7 @@ def _variant(
     }
     if operator == "foveated":
         shapes |= {"CELL": 4, "LEVELS": levels, "POOL": 4}
-    if operator == "neighborhood":
-        shapes |= {"WINDOW": BOX.value}
+    shapes["WINDOW"] = _WINDOWS[operator]
     types = _types(kernel, shapes)
     if "TMA" in shapes and tiles.tma:
         box = f"tensordesc<bf16[1, 1, {tiles.key_height}, {tiles.key_width}, {dim}]>"

@@ -29,7 +29,7 @@ class Near:
 
     def canonical(self, grid: Sequence[int], frames_are_rows: bool) -> tuple[Near, Grid]:
         """Itself and the grid, axes of one token first."""
-        if self.kind == DISC.value:
+        if not self.is_box:
             return self, canonical(grid, frames_are_rows)
         order = sorted(range(3), key=lambda axis: grid[axis] > 1)
         axes = (self.extents, self.steps, self.causal)
@@ -39,7 +39,7 @@ class Near:
 
     def parts(self, grid: Grid) -> tuple[int, Grid]:
         """How many parts of a grid attend apart, and the sizes of the largest."""
-        if self.kind == DISC.value:
+        if not self.is_box:
             return 1, grid
         axes = zip(grid, self.extents, self.steps, strict=True)
         counts, sizes = zip(*(self._parts(*axis) for axis in axes), strict=True)
@@ -53,15 +53,20 @@ class Near:
     @property
     def reach(self) -> int:
         """Tokens from a query to the nearest ones that it surely does not see, in its part."""
-        if self.kind == DISC.value:
+        if not self.is_box:
             return self.radius
         most = max(self.extents)
         return most if self.kind == CUT.value else most // 2 + 1
 
     @property
+    def is_box(self) -> bool:
+        """Whether what a query sees is an interval of each axis."""
+        return self.kind != DISC.value
+
+    @property
     def fits_descriptors(self) -> bool:
         """Whether a tile of keys is a box of the grid, and what lies outside it beyond its end."""
-        return self.kind == DISC.value or (self.kind == BOX.value and self.steps == (1, 1, 1))
+        return not self.is_box or (self.kind == BOX.value and self.steps == (1, 1, 1))
 
     def numbers(self, cell: int) -> tuple[int, ...]:
         """What the kernels take between the grid's sizes and the context's."""
