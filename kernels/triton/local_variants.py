@@ -25,6 +25,7 @@ _KERNELS = {
 }
 _WINDOWS = {
     "local": DISC.value,
+    "local_heads": DISC.value,  # a radius for each
     "foveated": DISC.value,
     "neighborhood": BOX.value,
     "neighborhood_dilated": BOX.value,
@@ -38,6 +39,7 @@ def variants() -> list[Variant]:
     """Each operator's; the foveated one has one level of cells of side 4."""
     return [
         *_variants("local", _KERNELS, _DIMS),
+        *_variants("local_heads", _KERNELS, (128,)),
         *_variants("neighborhood", _KERNELS, _DIMS),
         *_variants("neighborhood_dilated", ("forward",), (128,)),
         *_variants("window", _KERNELS, (128,)),
@@ -56,7 +58,7 @@ def _cases(
     """Name, architecture, head dim, least radius and tiles of each different default."""
     found = {}
     boxes = _WINDOWS[operator] != DISC.value
-    descriptors = operator in ("local", "foveated", "neighborhood")
+    descriptors = operator not in ("neighborhood_dilated", "window")
     for dim in dims:
         for arch, radius, tiles in defaults(name, dim, boxes, descriptors):
             key = (arch, dim, tiles)
@@ -75,6 +77,8 @@ def _variant(
     if operator == "foveated":
         shapes |= {"CELL": 4, "LEVELS": levels, "POOL": 4}
     shapes["WINDOW"] = _WINDOWS[operator]
+    if operator == "local_heads":
+        del shapes["RADII"]
     types = _types(kernel, shapes)
     if "TMA" in shapes and tiles.tma:
         box = f"tensordesc<bf16[1, 1, {tiles.key_height}, {tiles.key_width}, {dim}]>"
@@ -111,7 +115,8 @@ def _shapes(kernel: Any, dim: int, tiles: LocalTiles) -> dict[str, Any]:
 
 def _types(kernel: Any, shapes: Mapping[str, Any]) -> dict[str, str]:
     types = signature(kernel, shapes, "bf16", [x for x in _FLOAT32 if x in kernel.arg_names])
-    return types | {name: "fp32" for name in ("scale", "mass") if name in types}
+    kinds = {"scale": "fp32", "mass": "fp32", "RADII": "*i32"}
+    return types | {name: kind for name, kind in kinds.items() if name in types}
 
 
 def _loops(name: str, tiles: LocalTiles) -> tuple[tuple[int, int], ...]:

@@ -28,14 +28,17 @@ class Near:
     causal: tuple[bool, bool, bool] = (False, False, False)
 
     def canonical(self, grid: Sequence[int], frames_are_rows: bool) -> tuple[Near, Grid]:
-        """Itself and the grid, axes of one token first."""
+        """Itself and the grid, axes of one token first; nothing is larger than its axis."""
         if not self.is_box:
             return self, canonical(grid, frames_are_rows)
         order = sorted(range(3), key=lambda axis: grid[axis] > 1)
-        axes = (self.extents, self.steps, self.causal)
-        extents, steps, causal = (tuple(x[axis] for axis in order) for x in axes)
-        moved = replace(self, extents=extents, steps=steps, causal=causal)
-        return moved, tuple(grid[axis] for axis in order)
+        grid = tuple(grid[axis] for axis in order)
+        extents, steps = (
+            tuple(min(x[axis], size) for axis, size in zip(order, grid, strict=True))
+            for x in (self.extents, self.steps)
+        )
+        causal = tuple(self.causal[axis] for axis in order)
+        return replace(self, extents=extents, steps=steps, causal=causal), grid
 
     def parts(self, grid: Grid) -> tuple[int, Grid]:
         """How many parts of a grid attend apart, and the sizes of the largest."""
