@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test conformance lint study quality broadcast-study kernels clean
+.PHONY: demo test conformance lint study quality broadcast-study steering kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -34,6 +34,11 @@ quality: $(STAMP)
 # an hour; writes the tables and plots of docs/broadcast.md and goes on where it stopped
 broadcast-study: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study
+
+# hours; writes the tables of docs/modulation.md and goes on where it stopped.
+# ARGS='--number 20 --steps 10 --page PATH' is a first look
+steering: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.steering $(ARGS)
 
 # compiles for GPUs without one and writes docs/kernels.md; half an hour, later only what changed.
 # ARGS=--accept takes figures that rose, ARGS='--python PATH' checks a second Triton

@@ -52,6 +52,12 @@ class AgentAttnProcessor(TrainedAttnProcessor):
             return None
         return f"{count} agents for {layout.num_grid} image tokens save nothing"
 
+    @property
+    def carries(self) -> frozenset[str]:
+        # agents pool queries of several groups. A depth-wise kernel has the values' own width
+        has_kernel = self.part is not None and self.part.conv is not None
+        return frozenset({"values"} if has_kernel else {"key bias", "values"})
+
     def attend(
         self,
         q: torch.Tensor,

@@ -14,7 +14,11 @@ from ..kernels.layout import TokenLayout
 from .rotary import RotaryReader
 from .stock import check_grid, run_stock
 
-__all__ = ["AttnProcessor", "Companion"]
+__all__ = ["EVERY_EDIT", "AttnProcessor", "Companion"]
+
+# what a softmax over some of the keys can carry, see modulation/base.py: all but factors by group
+# of queries, which need one call a group
+EVERY_EDIT = frozenset({"temperature", "key bias", "text bias", "bias", "keys", "values"})
 
 
 class Companion(Protocol):
@@ -65,6 +69,11 @@ class AttnProcessor:
     def is_softmax(self) -> bool:
         """Whether `attend` is the stock softmax, so that a masked call may as well run that."""
         return False
+
+    @property
+    def carries(self) -> frozenset[str]:
+        """The edits (`Modulation.edits`) that stay exact under this operator."""
+        return frozenset()
 
     @property
     def follows_steps(self) -> bool:

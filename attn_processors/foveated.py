@@ -16,6 +16,7 @@ from ..kernels import foveated_attention, foveated_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
+from .base import EVERY_EDIT
 from .local_weights import LocalWeights
 from .proportional import proportional_scale
 from .trained_base import TrainedAttnProcessor
@@ -86,6 +87,11 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
     def _weight(self) -> torch.Tensor | None:
         trained = None if self.part is None else self.part.pool_weight
         return self.pool_weight if trained is None else trained
+
+    @property
+    def carries(self) -> frozenset[str]:
+        # image keys are pooled, so a bias must be 0 on them
+        return EVERY_EDIT - {"bias"}
 
     def attend(
         self,

@@ -104,6 +104,11 @@ class LinearAttnProcessor(TrainedAttnProcessor):
                 part.to(device=device, dtype=dtype)
         return super().to(device, dtype)
 
+    @property
+    def carries(self) -> frozenset[str]:
+        # linear in the values, and without logits
+        return frozenset({"values"})
+
     def attend(
         self,
         q: torch.Tensor,

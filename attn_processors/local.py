@@ -18,7 +18,7 @@ from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.local import check_radius
-from .base import AttnProcessor
+from .base import EVERY_EDIT, AttnProcessor
 from .checkpoint_base import read_base
 from .clear import read_clear
 from .foveated import FoveatedAttnProcessor
@@ -111,6 +111,10 @@ class LocalAttnProcessor(TrainedAttnProcessor):
                 f"{len(self.radius)}; map each pattern of layers to a processor of its own"
             )
         return super().bind(name, attn)
+
+    @property
+    def carries(self) -> frozenset[str]:
+        return EVERY_EDIT
 
     def attend(
         self,

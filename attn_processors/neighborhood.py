@@ -13,7 +13,7 @@ from ..kernels import neighborhood_attention, neighborhood_keys
 from ..kernels.counts import KeyCount
 from ..kernels.layout import TokenLayout
 from ..kernels.neighborhood import check_box
-from .base import AttnProcessor
+from .base import EVERY_EDIT, AttnProcessor
 
 __all__ = ["NeighborhoodAttnProcessor"]
 
@@ -38,6 +38,10 @@ class NeighborhoodAttnProcessor(AttnProcessor):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_box(self.kernel_size, self.dilation, self.is_causal)
+
+    @property
+    def carries(self) -> frozenset[str]:
+        return EVERY_EDIT
 
     def attend(
         self,

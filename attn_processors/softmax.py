@@ -9,7 +9,7 @@ import torch
 from ..kernels import softmax_attention
 from ..kernels.counts import KeyCount
 from ..kernels.layout import TokenLayout
-from .base import AttnProcessor
+from .base import EVERY_EDIT, AttnProcessor
 
 __all__ = ["SoftmaxAttnProcessor"]
 
@@ -26,6 +26,10 @@ class SoftmaxAttnProcessor(AttnProcessor):
     @property
     def is_softmax(self) -> bool:
         return True
+
+    @property
+    def carries(self) -> frozenset[str]:
+        return EVERY_EDIT
 
     def attend(
         self,

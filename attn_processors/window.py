@@ -15,7 +15,7 @@ from ..kernels import window_attention, window_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_axes
 from ..kernels.layout import TokenLayout
-from .base import AttnProcessor
+from .base import EVERY_EDIT, AttnProcessor
 
 __all__ = ["WindowAttnProcessor"]
 
@@ -69,6 +69,10 @@ class WindowAttnProcessor(AttnProcessor):
         moved = copy.copy(self)
         moved._drawn = random.Random(f"{self.seed} {progress:.6f}").choice(_QUARTERS)
         return moved
+
+    @property
+    def carries(self) -> frozenset[str]:
+        return EVERY_EDIT
 
     def attend(
         self,

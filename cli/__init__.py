@@ -1,4 +1,4 @@
-"""The command line: `foveate demo`, `generate`, `calibrate`, `bench`, `info`.
+"""The command line: `foveate demo`, `generate`, `maps`, `calibrate`, `bench`, `info`.
 
 The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
 """
@@ -16,6 +16,7 @@ from .calibrate import calibrate
 from .demo import demo
 from .generate import generate
 from .info import info
+from .maps import maps
 from .options import console
 
 __all__ = ["app", "main"]
@@ -27,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, calibrate, bench, info):
+for command in (demo, generate, maps, calibrate, bench, info):
     app.command()(command)
 
 

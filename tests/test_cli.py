@@ -36,7 +36,7 @@ def run(capsys):
     return call
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("info",)])
+@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("maps",), ("info",)])
 def test_help(run, command):
     code, out, _ = run(*command, "--help")
     assert code == 0
@@ -157,3 +157,39 @@ def test_info(run):
     assert code == 0
     for word in ("torch", "diffusers", "LocalAttnProcessor", "shapes-flux", "64 px", "cpu"):
         assert word in out
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_maps(run, folders, tmp_path, name):
+    out = tmp_path / "maps.png"
+    arguments = ["--model", folders / name, "--prompt", "a [red cat]{a} by a dog", "--rows", 2]
+    arguments += ["--phrase", "dog", "--size", "48x32", "--steps", 2, "--out", out]
+    code, printed, _ = run("maps", *arguments)
+    assert code == 0
+    assert "2 maps" in printed
+    with Image.open(out) as picture:
+        assert picture.width < 1000
+        low, high = picture.convert("L").getextrema()
+    assert high - low > 50
+
+
+def test_maps_of_every_word(run, folders, tmp_path):
+    out = tmp_path / "maps.png"
+    arguments = ["--model", folders / "sd", "--size", "48x32", "--steps", 2, "--out", out]
+    code, printed, _ = run("maps", "--prompt", "a cat by a dog", *arguments)
+    assert code == 0
+    assert "5 maps" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--phrase", "dogs"], "has no phrase 'dogs'; nearest: 'dog'"),
+        (["--rows", 4, "--steps", 2], "--rows must be at most --steps"),
+    ],
+)
+def test_maps_refuse_before_a_model_loads(run, tmp_path, arguments, error):
+    out = tmp_path / "maps.png"
+    code, _, err = run("maps", "--prompt", "a cat by a dog", "--out", out, *arguments)
+    assert code == 2
+    assert error in err

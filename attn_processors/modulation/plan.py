@@ -1,0 +1,153 @@
+"""What a modulation asks of one attention call, in a form that needs no queries x keys tensor.
+
+    s'_ij = q_scale_i gamma_g(i),j s_ij + bias_g(i),j + a_i . b_j
+    O     = sum_b w_b softmax(s'_b) L v
+
+g is the group of a query. Plans merge: scales multiply, biases add, groups refine each other, value
+maps apply in order, branches nest. Keys or values can be replaced by one plan only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Branch", "Extra", "GroupedKeys", "LowRank", "Plan", "key_bias", "merge_plans"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupedKeys:
+    """What each group of queries does with the keys.
+
+    groups: [b, N] int64, the group of every query; b is 1 where all rows agree.
+    bias: [G, M], added to the logits; -inf hides a key.
+    scale: [G, M], factors of the logits, or None.
+    """
+
+    groups: torch.Tensor
+    bias: torch.Tensor
+    scale: torch.Tensor | None = None
+
+    @functools.cached_property
+    def queries(self) -> list[torch.Tensor]:
+        """The queries of each group, where all rows agree."""
+        return [(self.groups[0] == g).nonzero()[:, 0] for g in range(len(self.bias))]
+
+    @functools.cached_property
+    def keys(self) -> list[torch.Tensor]:
+        """The keys that each group sees."""
+        return [row.nonzero()[:, 0] for row in self.bias > -torch.inf]
+
+    def merge(self, other: GroupedKeys) -> GroupedKeys:
+        """Both at once: a group for every pair of groups that occurs."""
+        count = len(other.bias)
+        pairs, groups = torch.unique(self.groups * count + other.groups, return_inverse=True)
+        one, two = pairs // count, pairs % count
+        scale = None
+        if self.scale is not None or other.scale is not None:
+            scale = self._scale()[one] * other._scale()[two]
+        return GroupedKeys(groups=groups, bias=self.bias[one] + other.bias[two], scale=scale)
+
+    def _scale(self) -> torch.Tensor:
+        return torch.ones_like(self.bias) if self.scale is None else self.scale
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The bias a_i . b_j: a [b, H, N, R], b [b, H, M, R]; b and H may be 1."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def merge(self, other: LowRank) -> LowRank:
+        return LowRank(_beside(self.a, other.a), _beside(self.b, other.b))
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Further keys and values [b, H, M', D] behind the call's own; `grouped` says who sees them."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    grouped: GroupedKeys | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One of several softmaxes: its weight [b, 1, N, 1], and what is its own."""
+
+    weight: torch.Tensor
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """Edits of one call; what is left out changes nothing.
+
+    q_scale: a number, or [b, H, N, 1].
+    extra: further keys and values, behind the call's own.
+    keys, values: [b, H, M, D], in place of the call's own.
+    value_map: linear in the values [b, H, M, D], which it returns mapped.
+    branches: whose weighted outputs add up; weights are taken as they are.
+    """
+
+    q_scale: float | torch.Tensor = 1.0
+    grouped: GroupedKeys | None = None
+    low_rank: LowRank | None = None
+    extra: tuple[Extra, ...] = ()
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    value_map: Callable[[torch.Tensor], torch.Tensor] | None = None
+    branches: tuple[Branch, ...] = ()
+
+
+def key_bias(bias: torch.Tensor, num_queries: int) -> GroupedKeys:
+    """A bias [M] that is the same for every query."""
+    groups = torch.zeros(1, num_queries, dtype=torch.int64, device=bias.device)
+    return GroupedKeys(groups=groups, bias=bias[None])
+
+
+def merge_plans(plans: Sequence[Plan]) -> Plan:
+    """One plan that does what all of them ask."""
+    return functools.reduce(_merge, plans)
+
+
+def _merge(one: Plan, two: Plan) -> Plan:
+    return Plan(
+        q_scale=one.q_scale * two.q_scale,
+        grouped=_either(one.grouped, two.grouped, GroupedKeys.merge),
+        low_rank=_either(one.low_rank, two.low_rank, LowRank.merge),
+        extra=one.extra + two.extra,
+        keys=_either(one.keys, two.keys, _refuse),
+        values=_either(one.values, two.values, _refuse),
+        value_map=_either(one.value_map, two.value_map, _in_turn),
+        branches=_nest(one.branches, two.branches),
+    )
+
+
+def _either(one, two, both):
+    if one is None or two is None:
+        return two if one is None else one
+    return both(one, two)
+
+
+def _refuse(one, two):
+    raise ValueError("two modulations replace the same keys or values; leave one of them out")
+
+
+def _in_turn(one, two):
+    return lambda v: two(one(v))
+
+
+def _nest(one: tuple[Branch, ...], two: tuple[Branch, ...]) -> tuple[Branch, ...]:
+    if not one or not two:
+        return one or two
+    return tuple(Branch(a.weight * b.weight, _merge(a.plan, b.plan)) for a in one for b in two)
+
+
+def _beside(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    shape = torch.broadcast_shapes(one.shape[:2], two.shape[:2])
+    return torch.cat([x.expand(*shape, -1, -1) for x in (one, two)], -1)

@@ -1,0 +1,59 @@
+"""The ways of steering that the tables compare, each a list of modulations for one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ....attn_processors.modulation import (
+    Emphasize,
+    Modulation,
+    ObjectFocus,
+    PhaseWeights,
+    RegionBind,
+    SelfTemperature,
+)
+from .prompts import Prompt
+
+__all__ = ["METHODS", "SHARED", "slug"]
+
+Method = Callable[[Prompt], Sequence[Modulation]]
+
+
+def _emphasis(strength: float) -> Method:
+    def method(prompt: Prompt) -> Sequence[Modulation]:
+        scene = prompt.scene()
+        return [Emphasize(scene, dict.fromkeys(scene.phrases, strength))]
+
+    return method
+
+
+# None is the pipeline as it is; "control" marks what must not help
+METHODS: dict[str, Method | None] = {
+    "plain": None,
+    "RegionBind": lambda p: [RegionBind(p.scene())],
+    "RegionBind, first 40 % of steps": lambda p: [RegionBind(p.scene()).where(steps=(0, 0.4))],
+    "RegionBind, soft": lambda p: [RegionBind(p.scene(), hard=False)],
+    "RegionBind, end tokens dropped": lambda p: [RegionBind(p.scene(), drop_ends=True)],
+    "RegionBind, boxes swapped (control)": lambda p: [RegionBind(p.scene(swapped=True))],
+    "ObjectFocus": lambda p: [ObjectFocus(p.scene())],
+    "ObjectFocus, first 60 % of steps": lambda p: [ObjectFocus(p.scene()).where(steps=(0, 0.6))],
+    "ObjectFocus, wrong phrases (control)": lambda p: [ObjectFocus(p.mismatched())],
+    "PhaseWeights": lambda p: [PhaseWeights(p.scene())],
+    "Emphasize 0.5": _emphasis(0.5),
+    "Emphasize 2": _emphasis(2.0),
+    "Emphasize 4": _emphasis(4.0),
+    "RegionBind + ObjectFocus": lambda p: [RegionBind(p.scene()), ObjectFocus(p.scene())],
+}
+# modulations that need no prompt act on the whole batch, so one list serves all
+SHARED: dict[str, Sequence[Modulation]] = {
+    f"SelfTemperature {factor:g}, first 20 % of steps": [
+        SelfTemperature(factor).where(steps=(0, 0.2))
+    ]
+    for factor in (1.5, 2.0)
+}
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    kept = "".join(c if c.isalnum() or c == "." else "-" for c in name.lower())
+    return "-".join(part for part in kept.split("-") if part)

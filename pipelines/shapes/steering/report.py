@@ -1,0 +1,73 @@
+"""The tables of docs/modulation.md, from the rows of every method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..metrics import paired_bootstrap
+from .measure import COLUMNS
+from .methods import METHODS, SHARED, slug
+
+__all__ = ["write_report"]
+
+BEGIN, END = "<!-- steering: begin -->", "<!-- steering: end -->"
+
+
+def write_report(folder: Path, page: Path, number: int) -> None:
+    """Put the tables of the run over `number` prompts between the markers of `page`."""
+    text = page.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
+    tables = []
+    for name in ("sd", "flux"):
+        if (folder / f"rows-{name}-{number}-plain.json").exists():
+            tables += _tables(folder, name, number)
+    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
+
+
+def _tables(folder: Path, name: str, number: int) -> list[str]:
+    plain = json.loads((folder / f"rows-{name}-{number}-plain.json").read_text())["rows"]
+    cost = _read(folder / f"cost-{name}.json")
+    lines = []
+    for method in (*METHODS, *SHARED):
+        content = _read(folder / f"rows-{name}-{number}-{slug(method)}.json")
+        if content:
+            ratio = f"{cost[method]:.2f}x" if method in cost else ""
+            lines.append([method, *(_cell(content["rows"], plain, c) for c in COLUMNS), ratio])
+    title = f"`shapes-{name}`, {len(plain)} prompts:"
+    tables = [f"{title}\n\n{_markdown(['', *map(str.upper, COLUMNS), 'CPU time'], lines)}"]
+    entropy = _read(folder / f"entropy-{name}.json")
+    if entropy:
+        header = ["factor of SelfTemperature", *entropy]
+        cells = ["entropy of attention between pixels", *(f"{v:.3f}" for v in entropy.values())]
+        tables.append(f"`shapes-{name}`:\n\n{_markdown(header, [cells])}")
+    return tables
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _cell(rows: list[dict], plain: list[dict], column: str) -> str:
+    """The mean, and its change against the plain run with the 95 % interval."""
+    values = [row[column] for row in rows if row[column] is not None]
+    mean = f"{np.mean(values):.3f}"
+    if rows == plain:
+        return mean
+    pairs = [
+        (one[column], two[column])
+        for one, two in zip(rows, plain, strict=True)
+        if one[column] is not None and two[column] is not None
+    ]
+    change = paired_bootstrap(*zip(*pairs, strict=True))
+    return f"{mean} ({change.low:+.2f} to {change.high:+.2f})"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
