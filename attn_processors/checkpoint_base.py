@@ -26,10 +26,7 @@ def read_base(
         where it lacks one or has another shape.
     """
     base = _hollow(weights)
-    keys = {
-        name: f"{base.names[int(index)]}.{part}"
-        for name, (index, _, part) in ((n, n.partition(".")) for n in base.state_dict())
-    }
+    keys = base.model_keys()
     expected = {keys[name]: tuple(t.shape) for name, t in base.state_dict().items()}
     shards = _shards(source, expected, local_files_only)
     shapes = {path: read_shapes(path) for path in shards}

@@ -55,10 +55,8 @@ def read_clear(
         logger.warning("%s was trained with window=%d, not %d", path.name, named, window)
     found = read_shapes(path)
     weights = _hollow(found, str(source))
-    keys = {
-        name: f"{weights.names[int(index)]}.{part.replace('pool_weight', _POOL_KEY)}"
-        for name, (index, _, part) in ((n, n.partition(".")) for n in weights.state_dict())
-    }
+    own = weights.model_keys().items()
+    keys = {name: key.replace(".pool_weight", f".{_POOL_KEY}") for name, key in own}
     expected = {keys[name]: tuple(t.shape) for name, t in weights.state_dict().items()}
     check_keys(source, found, expected, exact=True)
     weights.fill(read(path, keys))

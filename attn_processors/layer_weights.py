@@ -41,6 +41,11 @@ class LayerWeights(nn.ModuleList):
         """The layer of the attention module `name`."""
         return self[self.names.index(name)] if name in self.names else None
 
+    def model_keys(self) -> dict[str, str]:
+        """Names in `state_dict` -> the same under the names of the model's modules."""
+        split = {name: name.split(".", 1) for name in self.state_dict()}
+        return {name: f"{self.names[int(index)]}.{part}" for name, (index, part) in split.items()}
+
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take these tensors as they are, by the names of `state_dict`, frozen."""
         self.load_state_dict(tensors, assign=True)

@@ -38,11 +38,9 @@ def load(path, **options):
     return LocalAttnProcessor.from_pretrained(path, window=3, **options)
 
 
-def fine_tuned(tiny, dtype=None, size=0.05):
+def fine_tuned(tiny, size=0.05):
     """The model with other weights, as a community fine-tune has them."""
-    twin = Tiny(
-        tiny.name, **({"num_layers": 2, "num_single_layers": 2} if tiny.name == "flux" else {})
-    )
+    twin = tiny_flux() if tiny.name == "flux" else Tiny("sd")
     with torch.no_grad():
         for parameter, own in zip(twin.model.parameters(), tiny.model.parameters(), strict=True):
             parameter.copy_(own + size * torch.randn_like(own))
