@@ -181,7 +181,7 @@ def _cells(
 def _tiles(kernel: str, q: torch.Tensor, near: Near, grid: Grid) -> LocalTiles:
     _, part = near.parts(grid)
     arch = architecture(q.device)
-    return tiles_for(kernel, arch, q, near.reach, part, near.is_box, near.fits_descriptors)
+    return tiles_for(kernel, arch, q, near.reach, part, near.is_one_disc, near.fits_descriptors)
 
 
 def _geometry(q, grid, near, context, cell, tiles):

@@ -68,8 +68,8 @@ _BACKWARD = {
     ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_THIN),
     ("keys", "gfx942"): (_AMD_SMALL, _AMD_SMALL, _AMD_SMALL),
 }
-# the same for boxes and windows, where they take more registers than discs
-_BOXES = _BACKWARD | {
+# the same for all but discs of one radius, which take the fewest registers
+_LARGER = _BACKWARD | {
     ("keys", "sm_90"): (_SMALL_SHORT, _SMALL_THIN, _SPREAD_THIN),
     ("keys", "sm_100"): (_SMALL_THIN, _SMALL_THIN, _SMALL_SHORT),
 }
@@ -92,35 +92,37 @@ def tiles_for(
     q: torch.Tensor,
     radius: int,
     grid: tuple[int, int, int],
-    boxes: bool = False,
+    one_disc: bool = True,
     descriptors: bool = True,
 ) -> LocalTiles:
     """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones.
 
-    `boxes`: whether queries see boxes or windows, not discs. `descriptors`: whether these may
-    read keys.
+    `one_disc`: whether all queries see discs of one radius. `descriptors`: whether these may read
+    keys.
     """
     half = q.dtype != torch.float32
-    tiles = _half(kernel, arch, q.shape[-1], radius > 8, boxes, descriptors) if half else _FLOAT32
+    tiles = (
+        _half(kernel, arch, q.shape[-1], radius > 8, one_disc, descriptors) if half else _FLOAT32
+    )
     return tiles if grid[1] > 1 else _flat(tiles)
 
 
 def defaults(
-    kernel: str, dim: int, boxes: bool, descriptors: bool
+    kernel: str, dim: int, one_disc: bool, descriptors: bool
 ) -> list[tuple[str, int, LocalTiles]]:
     """(architecture, a radius, its tiles) of a half-precision kernel, row by row of the table."""
     return [
-        (arch, 16 if far else 8, _half(kernel, arch, dim, far, boxes, descriptors))
+        (arch, 16 if far else 8, _half(kernel, arch, dim, far, one_disc, descriptors))
         for arch, far in _FORWARD
     ]
 
 
 def _half(
-    kernel: str, arch: str, dim: int, far: bool, boxes: bool, descriptors: bool
+    kernel: str, arch: str, dim: int, far: bool, one_disc: bool, descriptors: bool
 ) -> LocalTiles:
     kind = 2 if dim > 128 else int(head_parts(dim)[1] > 0)
     if kernel != "forward":
-        return (_BOXES if boxes else _BACKWARD)[kernel, arch][kind]
+        return (_BACKWARD if one_disc else _LARGER)[kernel, arch][kind]
     # head dims of two parts are never read by descriptors, either
     return _FORWARD[arch, far][kind if descriptors else max(kind, 1)]
 

@@ -57,10 +57,10 @@ def _cases(
 ) -> list[tuple[str, str, int, int, LocalTiles]]:
     """Name, architecture, head dim, least radius and tiles of each different default."""
     found = {}
-    boxes = _WINDOWS[operator] != DISC.value
+    one_disc = operator in ("local", "foveated")
     descriptors = operator not in ("neighborhood_dilated", "window")
     for dim in dims:
-        for arch, radius, tiles in defaults(name, dim, boxes, descriptors):
+        for arch, radius, tiles in defaults(name, dim, one_disc, descriptors):
             key = (arch, dim, tiles)
             found[key] = min(radius, found.get(key, radius))
     return [(name, arch, dim, radius, tiles) for (arch, dim, tiles), radius in found.items()]

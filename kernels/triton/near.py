@@ -67,6 +67,11 @@ class Near:
         return self.kind != DISC.value
 
     @property
+    def is_one_disc(self) -> bool:
+        """Whether all heads see discs of one radius."""
+        return not self.is_box and self.radii is None
+
+    @property
     def fits_descriptors(self) -> bool:
         """Whether a tile of keys is a box of the grid, and what lies outside it beyond its end."""
         return not self.is_box or (self.kind == BOX.value and self.steps == (1, 1, 1))
