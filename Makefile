@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test conformance lint study quality broadcast-study steering kernels clean
+.PHONY: demo test conformance lint study quality broadcast-study steering students kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -39,6 +39,12 @@ broadcast-study: $(STAMP)
 # ARGS='--number 20 --steps 10 --page PATH' is a first look
 steering: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.steering $(ARGS)
+
+# a quarter of an hour each; goes on where it stopped. One of them: make student-flux_local
+students: student-sd_linear student-flux_local student-flux_hybrid
+
+student-%: $(STAMP)
+	@HF_HUB_OFFLINE=1 $(BIN)/foveate distill --config examples/distill/$*.yaml
 
 # compiles for GPUs without one and writes docs/kernels.md; half an hour, later only what changed.
 # ARGS=--accept takes figures that rose, ARGS='--python PATH' checks a second Triton

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .comfyui import comfy_entrypoint
     from .kernels import TokenLayout
     from .pipelines.broadcast import calibrate
+    from .pipelines.distill import load_student
     from .pipelines.progressive import progressive
     from .pipelines.shapes import load_shapes
 
@@ -71,6 +72,7 @@ __all__ = [
     "comfy_entrypoint",
     "compose",
     "load_shapes",
+    "load_student",
     "modulate",
     "progressive",
     "status",
@@ -108,6 +110,7 @@ _HOMES = {
     "comfy_entrypoint": ".comfyui",
     "compose": ".attn_processors.modulation",
     "load_shapes": ".pipelines.shapes",
+    "load_student": ".pipelines.distill",
     "modulate": ".attn_processors.modulation",
     "progressive": ".pipelines.progressive",
     "status": ".attn_processors",

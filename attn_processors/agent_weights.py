@@ -5,6 +5,9 @@ Agent Attention, arXiv:2312.08874. All start at zero, where they do nothing.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -20,6 +23,8 @@ class AgentLayer(TrainedLayer):
         row and column of the agent, then of the token; resized to any grid.
     conv: [heads, head_dim, c, c], the kernel that is added to the values.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("key_bias", "query_bias", "conv")
 
     def __init__(
         self,
@@ -39,6 +44,17 @@ class AgentLayer(TrainedLayer):
             query_bias=nn.Parameter(torch.zeros(heads, side, side, side, side)),
             conv=nn.Parameter(torch.zeros(heads, head_dim, conv_side, conv_side)),
         )
+
+    @classmethod
+    def of_parts(
+        cls, attn: nn.Module, parts: Collection[str], *, side: int = 7, conv_side: int = 3
+    ) -> AgentLayer:
+        """The parts named, of PARTS, at zero."""
+        cls.check_parts(parts)
+        like = attn.to_q.weight
+        whole = cls.zeros(attn.heads, like.shape[0] // attn.heads, side, conv_side)
+        layer = cls(**{name: value for name, value in whole.parts().items() if name in parts})
+        return layer.to(device=like.device, dtype=like.dtype)
 
     def differences(self, name: str, attn: nn.Module) -> list[str]:
         return [

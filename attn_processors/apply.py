@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from torch import nn
@@ -161,6 +161,18 @@ class Handle:
         replaced = {b.layer.name: b.replaced_by() for b in self._bound}
         replaced = {name: by for name, by in replaced.items() if by is not None}
         return self._recorder.report(replaced, [c.report() for c in self._companions])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The stock processors in place for a while, as while a student's teacher runs."""
+        running = [b for b in self._bound if b.ours is not None]
+        for b in running:
+            replace_processor(b.module, b.ours, b.stock)
+        try:
+            yield
+        finally:
+            for b in running:
+                replace_processor(b.module, b.stock, b.ours)
 
     def remove(self) -> None:
         """Put back the very processor objects that were there. Safe to call again."""

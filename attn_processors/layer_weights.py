@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,7 +13,22 @@ __all__ = ["Follower", "LayerWeights", "TrainedLayer", "frozen_copy"]
 
 
 class TrainedLayer(nn.Module):
-    """What is trained for one attention layer."""
+    """What is trained for one attention layer.
+
+    A subclass names in `PARTS` what its `of_parts(attn, parts)` makes: these parts as they are
+    before training, on the device and in the dtype of the module `attn`.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def check_parts(cls, parts: Collection[str]) -> None:
+        """Raises ValueError for a name that is not in PARTS."""
+        strange = [part for part in parts if part not in cls.PARTS]
+        if strange:
+            raise ValueError(
+                f"{cls.__name__} has no part {', '.join(strange)}; it has {', '.join(cls.PARTS)}"
+            )
 
     @property
     def has_projections(self) -> bool:

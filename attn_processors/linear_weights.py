@@ -7,7 +7,8 @@ have the names of its published files, and `LinearWeights` numbers its layers as
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Collection
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from ..kernels import TokenLayout, depthwise_residual
 from ..kernels.feature_maps import hedgehog_map
 from .layer_weights import LayerWeights
-from .projected import PROJECTIONS, Projections
+from .projected import PROJECTIONS, Projections, copied
 
 __all__ = [
     "DynamicResidual",
@@ -71,6 +72,7 @@ class DynamicResidual(nn.Module):
 
     def forward(self, v: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         mean = layout.grid_of(v).mean(2).flatten(1).unsqueeze(-1)  # [B, H * D, 1]
+        mean = mean.to(self.enter.weight.dtype)
         weight = self.leave(nn.functional.gelu(self.enter(mean)))
         weight = weight.view(*v.shape[:2], v.shape[3], self.side, self.side)
         return depthwise_residual(v, layout=layout, weight=weight)
@@ -87,6 +89,8 @@ class LinearLayer(Projections):
     residual: (v, layout) -> what is added to the grid rows [B, H, f*h*w, D].
     heads: of the layer that they were trained for, where it is known.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = (*PROJECTIONS, "g", "maps", "gate")
 
     def __init__(
         self,
@@ -115,11 +119,33 @@ class LinearLayer(Projections):
 
         `mid_dim` is g's middle dimension; None takes the layer's own width, -1 is the identity g.
         """
-        names = (name for name in PROJECTIONS if hasattr(attn, name))
-        copies = {name: copy.deepcopy(getattr(attn, name)) for name in names}
-        like = attn.to_q.weight
-        inner = {name: generalised(attn.to_q.in_features, mid_dim) for name in ("to_q_", "to_k_")}
-        return cls(**copies, **inner).to(device=like.device, dtype=like.dtype)
+        return cls.of_parts(attn, (*PROJECTIONS, "g"), mid_dim=mid_dim)
+
+    @classmethod
+    def of_parts(
+        cls,
+        attn: nn.Module,
+        parts: Collection[str],
+        *,
+        mid_dim: int | None = None,
+        gate: float = 0.0,
+    ) -> LinearLayer:
+        """The parts named, of PARTS, as they are before training.
+
+        "to_q", "to_k", "to_v", "to_out": copies of the layer's own, where it has them. "g": zero,
+        `mid_dim` as in `from_attention`. "maps": Hedgehog's. "gate": at `gate` for every head.
+        """
+        cls.check_parts(parts)
+        like, heads = attn.to_q.weight, attn.heads
+        width, inputs = like.shape
+        made = copied(attn, parts)
+        if "g" in parts:
+            made |= {name: generalised(inputs, mid_dim) for name in ("to_q_", "to_k_")}
+        if "maps" in parts:
+            made |= {name: HedgehogMap(heads, width // heads) for name in ("map_q", "map_k")}
+        if "gate" in parts:
+            made["gate"] = nn.Parameter(torch.full((heads,), gate))
+        return cls(**made).to(device=like.device, dtype=like.dtype)
 
     @classmethod
     def hybrid(cls, heads: int, head_dim: int, gate: float = 0.0) -> LinearLayer:

@@ -5,10 +5,14 @@ CLEAR, arXiv:2412.16112. The text stream and all norms stay the model's own.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import ClassVar
+
+import torch
 from torch import nn
 
 from .layer_weights import LayerWeights
-from .projected import Projections
+from .projected import PROJECTIONS, Projections, copied
 
 __all__ = ["LocalLayer", "LocalWeights"]
 
@@ -20,6 +24,8 @@ class LocalLayer(Projections):
     pool_weight: [pool, pool], or (1, 1, 1, pool, 1, pool, 1) as in CLEAR's files, the weights of a
         cell's tokens for `FoveatedAttnProcessor`.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = (*PROJECTIONS, "pool_weight")
 
     def __init__(
         self,
@@ -33,6 +39,25 @@ class LocalLayer(Projections):
     ) -> None:
         super().__init__(to_q=to_q, to_k=to_k, to_v=to_v, to_out=to_out, heads=heads)
         self.pool_weight = pool_weight
+
+    @classmethod
+    def of_parts(
+        cls, attn: nn.Module, parts: Collection[str], *, pool: int | None = None
+    ) -> LocalLayer:
+        """The parts named, of PARTS, as they are before training.
+
+        "to_q", "to_k", "to_v", "to_out": copies of the layer's own, where it has them.
+        "pool_weight": the mean over cells of side `pool`.
+        """
+        cls.check_parts(parts)
+        weight = None
+        if "pool_weight" in parts:
+            if pool is None:
+                raise ValueError("pool_weight needs pool, the side of a cell in tokens")
+            weight = nn.Parameter(torch.full((pool, pool), pool**-2.0))
+        like = attn.to_q.weight
+        layer = cls(**copied(attn, parts), pool_weight=weight)
+        return layer.to(device=like.device, dtype=like.dtype)
 
 
 class LocalWeights(LayerWeights):

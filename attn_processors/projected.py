@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from .layer_weights import TrainedLayer
 
-__all__ = ["PROJECTIONS", "Projected", "Projections", "bare"]
+__all__ = ["PROJECTIONS", "Projected", "Projections", "bare", "copied"]
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 
@@ -93,6 +94,12 @@ class Projected:
     def __getattr__(self, name: str) -> Any:
         # asked only for what is not set above
         return getattr(self._attn, name)
+
+
+def copied(attn: nn.Module, parts: Collection[str]) -> dict[str, nn.Module]:
+    """Copies of the projections of `attn` among `parts`, where it has them."""
+    own = {part: getattr(attn, part, None) for part in PROJECTIONS if part in parts}
+    return {part: copy.deepcopy(module) for part, module in own.items() if module is not None}
 
 
 def bare(module: nn.Module) -> nn.Module:

@@ -90,7 +90,7 @@ class Redirected:
     ) -> torch.Tensor:
         if self.attend is not None:
             special = _special(attn_mask, dropout_p, is_causal, enable_gqa)
-            out = self.attend(query, key, value, scale=scale, special=special)
+            out = _attend(self.attend, query, key, value, scale, special)
             if out is not None:
                 return out
         return F.scaled_dot_product_attention(
@@ -120,7 +120,7 @@ class Redirected:
                 )
             special = _special(attn_mask, dropout_p, is_causal, enable_gqa)
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, N, D]
-            out = self.attend(q, k, v, scale=scale, special=special)
+            out = _attend(self.attend, q, k, v, scale, special)
             if out is not None:
                 return out.transpose(1, 2)
         return dispatch_attention_fn(
@@ -140,6 +140,28 @@ class Redirected:
     def __reduce_ex__(self, protocol: int) -> tuple:
         # the class is made at run time, so pickle and deepcopy rebuild it from the stock class
         return _new_redirected, (self.stock_class,), self.__dict__
+
+
+def _attend(
+    attend: Attend,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float | None,
+    special: str | None,
+) -> torch.Tensor | None:
+    """`attend` under autocast as the stock call is: in reduced precision, in one dtype.
+
+    What an operator computes wider inside stays so.
+    """
+    device = q.device.type
+    # a device without autocast, such as meta, may not be asked whether it is on
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return attend(q, k, v, scale=scale, special=special)
+    dtype = torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+        return attend(q, k, v, scale=scale, special=special)
 
 
 def _special(

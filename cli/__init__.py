@@ -1,4 +1,4 @@
-"""The command line: `foveate demo`, `generate`, `maps`, `calibrate`, `bench`, `info`.
+"""The command line: `foveate demo`, `generate`, `maps`, `calibrate`, `distill`, `bench`, `info`.
 
 The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
 """
@@ -14,6 +14,7 @@ import typer
 from .bench import bench
 from .calibrate import calibrate
 from .demo import demo
+from .distill import distill
 from .generate import generate
 from .info import info
 from .maps import maps
@@ -28,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, maps, calibrate, bench, info):
+for command in (demo, generate, maps, calibrate, distill, bench, info):
     app.command()(command)
 
 

@@ -242,6 +242,19 @@ def stop(pipe, step, timestep, arguments):
     raise KeyboardInterrupt
 
 
+def test_a_paused_handle_is_the_stock_pipeline(flux):
+    want = flux()
+    with apply(flux.pipe, LocalAttnProcessor(radius=2)) as handle:
+        local = flux()
+        with handle.paused():
+            assert torch.equal(flux(), want)
+        with pytest.raises(KeyError), handle.paused():
+            raise KeyError
+        assert torch.equal(flux(), local)
+    assert torch.equal(flux(), want)
+    assert not torch.equal(local, want)
+
+
 def test_exception_inside_a_call(flux):
     before, want = snapshot(flux.model), flux()
     with apply(flux.pipe, LOCAL):

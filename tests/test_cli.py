@@ -36,7 +36,19 @@ def run(capsys):
     return call
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("generate",), ("maps",), ("info",)])
+COMMANDS = [
+    (),
+    ("demo",),
+    ("generate",),
+    ("maps",),
+    ("calibrate",),
+    ("distill",),
+    ("bench",),
+    ("info",),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(run, command):
     code, out, _ = run(*command, "--help")
     assert code == 0

@@ -74,6 +74,10 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert held == {f"foveate/{_name(path)}" for path in [*SOURCES, *WEIGHTS, ROOT / "py.typed"]}
 
 
+def test_weights_stay_small():
+    assert 0 < sum(path.stat().st_size for path in WEIGHTS) < 40e6
+
+
 @pytest.mark.parametrize(
     ("module", "unloaded"),
     [

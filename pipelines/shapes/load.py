@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 
-__all__ = ["MODELS", "ShapesModel", "load_shapes", "weights_folder"]
+__all__ = ["MODELS", "ShapesModel", "embedded_students", "load_shapes", "weights_folder"]
+
+_WEIGHTS = Path(__file__).parent / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,14 @@ def weights_folder(name: str) -> Path:
         raise ValueError(
             f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, MODELS))}"
         )
-    return Path(__file__).parent / "weights" / MODELS[name].folder
+    return _WEIGHTS / MODELS[name].folder
+
+
+def embedded_students() -> dict[str, Path]:
+    """Name -> folder of the students of the embedded models that travel in the package."""
+    return {
+        path.parent.name: path.parent for path in sorted(_WEIGHTS.glob("students/*/student.json"))
+    }
 
 
 def load_shapes(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:

@@ -1,0 +1,44 @@
+"""Data-parallel distillation with gloo: two processes are one with a batch twice as large."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from foveate.pipelines.distill import distill
+from foveate.pipelines.distill.log import read_log
+from tiny_pipelines import Tiny
+from two_ranks import options
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def losses(out):
+    names = ("loss", "attention", "task", "prediction", "rate")
+    return [[row.get(name, 0.0) for name in names] for row in read_log(out / "log.jsonl")]
+
+
+def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path):
+    two, data = tmp_path / "two", tmp_path / "data"
+    command = [sys.executable, str(SCRIPT), str(two), str(data)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert sorted(path.name for path in two.glob("rank-*")) == ["rank-0", "rank-1"]
+    drawn = {path: path.stat().st_mtime_ns for path in data.glob("*/pictures-*")}
+    assert len(drawn) == 4
+
+    runs = {"larger": {"batch": 2}, "accumulated": {"batch": 1, "accumulate": 2}}
+    for name, changes in runs.items():
+        distill(Tiny("flux").pipe, options(tmp_path / name, data, **changes))
+        one = tmp_path / name
+        assert len(losses(one)) == 3
+        torch.testing.assert_close(losses(two), losses(one), rtol=1e-5, atol=1e-7)
+        for stage in ("layers", "whole"):
+            ours, theirs = (load_file(out / f"{stage}.safetensors") for out in (two, one))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
