@@ -16,17 +16,19 @@ __all__ = ["plot_operators"]
 
 def plot_operators(rows: Sequence[Timed], title: str, path: Path) -> None:
     """Write a PNG: two panels, logarithmic, a line for each implementation."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colours = colormaps["tab20"].colors
     figure = Figure(figsize=(11, 5), layout="constrained")
     times, speeds = figure.subplots(1, 2)
     for number, name in enumerate(dict.fromkeys((row.method, row.impl) for row in rows)):
         own = [row for row in rows if (row.method, row.impl) == name]
         tokens = [row.tokens for row in own]
         style = {
-            "color": f"C{number % 10}",
+            "color": colours[number % len(colours)],
             "linestyle": _style(*name),
-            "marker": "os^v"[number // 10 % 4],
+            "marker": "os^v"[number // len(colours) % 4],
             "markersize": 4,
             "label": f"{name[0]} ({name[1]})",
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from .parts import Part
@@ -51,10 +52,13 @@ def write_page(part: Part, folder: Path, page: Path) -> None:
 
 
 def _split(page: Path, name: str) -> tuple[str, str, str, str]:
-    """What stands before the markers, the markers, what stands after."""
+    """What stands before the markers, which are lines of their own, they, and what stands after."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = page.read_text().partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f"{page} lacks the markers {begin} and {end}; put them where tables go")
-    return before, begin, end, after
+    found = re.fullmatch(
+        rf"(.*^){re.escape(begin)}\n(?:.*\n)?{re.escape(end)}(\n.*|)",
+        page.read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    if found is None:
+        raise ValueError(f"{page} lacks the lines {begin} and {end}; put them where tables go")
+    return found[1], begin, end, found[2]
