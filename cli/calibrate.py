@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .models import DTYPES, load_model
-from .options import Seed, Steps, console, parse_size
+from .models import load_model
+from .options import Device, Dtype, ModelName, Seed, Size, Steps, console, parse_size
 
 __all__ = ["calibrate"]
 
@@ -27,13 +27,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Plan to write (JSON).", metavar="FILE")] = Path(
         "plan.json"
     ),
-    model: Annotated[
-        str,
-        typer.Option(
-            help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.",
-            metavar="NAME|PATH",
-        ),
-    ] = "shapes-sd",
+    model: ModelName = "shapes-sd",
     held_out: Annotated[
         Path | None,
         typer.Option(
@@ -61,28 +55,11 @@ def calibrate(
     forecast: Annotated[
         bool, typer.Option(help="Extrapolate outputs where that is nearer than reusing them.")
     ] = True,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False
-        ),
-    ] = None,
+    size: Size = None,
     steps: Steps = 25,
     seed: Seed = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: an accelerator, if there is one.", metavar="NAME", show_default=False
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: float32 on the CPU, else bfloat16.",
-            metavar="|".join(DTYPES),
-            show_default=False,
-        ),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     plots: Annotated[
         Path | None,
         typer.Option(

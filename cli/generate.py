@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 
-from .models import DTYPES, load_model
+from .models import load_model
 from .options import (
     ATTENTION,
+    Device,
+    Dtype,
+    ModelName,
     Out,
     Seed,
+    Size,
     Steps,
     Strength,
     check_writable,
@@ -26,13 +30,7 @@ __all__ = ["generate"]
 
 def generate(
     prompt: Annotated[str, typer.Option(help="What to draw.", metavar="TEXT", show_default=False)],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.",
-            metavar="NAME|PATH",
-        ),
-    ] = "shapes-sd",
+    model: ModelName = "shapes-sd",
     attention: Annotated[
         str, typer.Option(help="What an image token sees.", metavar="|".join(ATTENTION))
     ] = "dense",
@@ -44,12 +42,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False
-        ),
-    ] = None,
+    size: Size = None,
     base_size: Annotated[
         int | None,
         typer.Option(
@@ -63,20 +56,8 @@ def generate(
     strength: Strength = 0.5,
     steps: Steps = 25,
     seed: Seed = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: an accelerator, if there is one.", metavar="NAME", show_default=False
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Default: float32 on the CPU, else bfloat16.",
-            metavar="|".join(DTYPES),
-            show_default=False,
-        ),
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     out: Out = Path("picture.png"),
 ) -> None:
     """Draw one picture and say what ran in each layer.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .models import load_model
-from .options import Out, Seed, Steps, check_writable, console, parse_size
+from .options import ModelName, Out, Seed, Size, Steps, check_writable, console, parse_size
 
 if TYPE_CHECKING:
     from ..attn_processors.modulation import MapStore, Scene
@@ -21,7 +21,7 @@ def maps(
     prompt: Annotated[
         str,
         typer.Option(
-            help="What to draw; phrases may be marked: 'a [red circle]{a} on gray'.",
+            help="What to draw; phrases may be marked: 'a \\[red circle]{a} on gray'.",
             metavar="TEXT",
             show_default=False,
         ),
@@ -34,31 +34,21 @@ def maps(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.",
-            metavar="NAME|PATH",
-        ),
-    ] = "shapes-sd",
+    model: ModelName = "shapes-sd",
     rows: Annotated[
         int,
         typer.Option(help="Parts of the schedule, each a row of maps.", metavar="N", min=1),
     ] = 1,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False
-        ),
-    ] = None,
+    size: Size = None,
     steps: Steps = 25,
     seed: Seed = 0,
     out: Out = Path("maps.png"),
 ) -> None:
     """Draw a picture and show, phrase by phrase, how much each pixel attends to it.
 
-    Maps are means over heads, layers and the steps of their row; what lies under a phrase's name is
-    its largest value. They are exact, and are read without any attention matrix.
+    Maps are means over heads, layers and the steps of their row; the number
+    under a phrase is its largest value. They are exact, and are read without
+    any attention matrix.
     """
     check_writable(out)
     if rows > steps:

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from .models import DTYPES
+
 if TYPE_CHECKING:
     from ..attn_processors.base import AttnProcessor
 
 __all__ = [
     "ATTENTION",
+    "Device",
+    "Dtype",
+    "ModelName",
     "Out",
     "Seed",
+    "Size",
     "Steps",
     "Strength",
     "check_writable",
@@ -31,6 +37,30 @@ Steps = Annotated[int, typer.Option(help="Denoising steps.", metavar="N", min=1)
 Strength = Annotated[
     float,
     typer.Option(help="How far back to noise an enlarged picture goes, in (0, 1].", metavar="X"),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(help="Pixels. Default: the model's base size.", metavar="WxH", show_default=False),
+]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.", metavar="NAME|PATH"
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Default: an accelerator, if there is one.", metavar="NAME", show_default=False
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Default: float32 on the CPU, else bfloat16.",
+        metavar="|".join(DTYPES),
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.", metavar="N", min=0)]
 
