@@ -14,7 +14,7 @@ from foveate.pipelines.shapes.study.__main__ import study_fidelity, study_pictur
 from foveate.pipelines.shapes.study.fidelity import layer_errors
 from foveate.pipelines.shapes.study.methods import methods, slug, top_layout, untrained
 from foveate.pipelines.shapes.study.pictures import asks_of
-from foveate.pipelines.shapes.study.quality import study_quality
+from foveate.pipelines.shapes.study.quality import students, study_quality
 from foveate.pipelines.shapes.study.quality_report import write_quality
 from foveate.pipelines.shapes.study.report import BEGIN, END, write_report
 
@@ -68,7 +68,7 @@ def test_study_writes_tables_and_does_not_run_twice(tmp_path):
 def test_quality_compares_every_processor_with_dense(tmp_path):
     study_quality("flux", 64, 3, 1, tmp_path, tmp_path)
     files = {path.stem for path in tmp_path.glob("*.json")}
-    chosen = untrained("flux", top_layout("flux", 64))
+    chosen = untrained("flux", top_layout("flux", 64)) | students("flux")
     assert files == {f"pictures-flux-64-{slug(name)}" for name in ("dense", *chosen)}
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}\n{END}\n")

@@ -18,14 +18,15 @@ import torch
 
 from ....attn_processors import SoftmaxAttnProcessor
 from ....attn_processors.base import AttnProcessor
+from ...distill import load_student
 from ...progressive import progressive
-from ..load import MODELS, load_shapes
+from ..load import MODELS, embedded_students, load_shapes
 from ..quality import batches, call_for
 from .methods import top_layout, untrained
 from .pictures import SEED, Drawn, asks_of, score_methods
 from .quality_report import write_quality
 
-__all__ = ["main", "study_quality"]
+__all__ = ["main", "students", "study_quality"]
 
 NUMBERS = {64: 200, 256: 100}  # captions at a size in pixels
 
@@ -33,7 +34,7 @@ NUMBERS = {64: 200, 256: 100}  # captions at a size in pixels
 def study_quality(
     name: str, side: int, number: int, steps: int, folder: Path, scratch: Path
 ) -> None:
-    """Draw and score `number` captions with every processor, dense attention first."""
+    """Draw and score `number` captions with every processor and student, dense attention first."""
     load = cache(partial(load_shapes, name))
     asks = asks_of(number)
 
@@ -55,9 +56,19 @@ def study_quality(
             pictures.append(drawn.images)
         return Drawn(np.concatenate(pictures), time.process_time() - start, drawn.report)
 
-    choices = {"dense": None, **untrained(name, top_layout(name, side))}
+    choices = {"dense": None, **untrained(name, top_layout(name, side)), **students(name)}
     dense_path = scratch / f"quality-{name}-{side}-{number}-{steps}.npy"
     score_methods(f"{name}-{side}", choices, asks, run, folder, dense_path)
+
+
+def students(name: str) -> dict[str, AttnProcessor]:
+    """The students of an embedded model that travel in the package."""
+    teacher = f"{MODELS[name].folder}-"
+    return {
+        f"student, {student.removeprefix(teacher)}": load_student(student)
+        for student in embedded_students()
+        if student.startswith(teacher)
+    }
 
 
 def main() -> None:
