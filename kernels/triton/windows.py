@@ -80,9 +80,8 @@ def part_of(
 @triton.jit
 def _start(query, size, extent, causal):
     """Where the boxes of queries start along an axis; a causal one may start before it."""
-    before = tl.where(causal, extent - 1, extent // 2)
-    least = tl.where(causal, 1 - extent, 0)
-    return tl.minimum(tl.maximum(query - before, least), size - extent)
+    inside = tl.minimum(tl.maximum(query - extent // 2, 0), size - extent)
+    return tl.where(causal, query - extent + 1, inside)
 
 
 @triton.jit
