@@ -163,7 +163,7 @@ def test_steps_of_models(run, monkeypatch):
         (["--pipelines", "sd"], "--pipelines must be such as sd:512,flux:1024; got 'sd'"),
         (["--page", "page.md"], "--page needs --out"),
         (["--page", "page.md", "--out", "x"], "--page names a file that does not exist"),
-        (["--page", "empty.md", "--out", "x"], "lacks the lines <!-- operators-float32-cpu-"),
+        (["--page", "empty.md", "--out", "x"], "lacks the markers <!-- operators-float32-cpu-"),
         (["--out", "empty.md"], "--out must be a folder, got the file empty.md"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 from foveate.attn_processors import LocalAttnProcessor, SoftmaxAttnProcessor
 from foveate.kernels import TokenLayout
+from foveate.pipelines.page import markers
 from foveate.pipelines.shapes import load_shapes
 from foveate.pipelines.shapes.load import MODELS
 from foveate.pipelines.shapes.quality import draw
@@ -16,7 +17,9 @@ from foveate.pipelines.shapes.study.methods import methods, slug, top_layout, un
 from foveate.pipelines.shapes.study.pictures import asks_of
 from foveate.pipelines.shapes.study.quality import students, study_quality
 from foveate.pipelines.shapes.study.quality_report import write_quality
-from foveate.pipelines.shapes.study.report import BEGIN, END, write_report
+from foveate.pipelines.shapes.study.report import write_report
+
+BEGIN, END = markers("study")
 
 
 def test_errors_are_zero_for_dense_and_not_for_a_small_disc():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
+from ..page import put_on_page, split_page
 from .parts import Part
 from .plots import plot_operators
 
@@ -38,27 +38,13 @@ def check_page(page: Path, name: str) -> None:
     """Raise ValueError unless a page has the markers of a part."""
     if not page.is_file():
         raise ValueError(f"--page names a file that does not exist: {page}")
-    _split(page, name)
+    split_page(page, name)
 
 
 def write_page(part: Part, folder: Path, page: Path) -> None:
     """Put the tables of a part, and its plot out of `folder`, between its markers in a page."""
-    before, begin, end, after = _split(page, part.name)
     text = part.text
     if part.timed:
         plot = os.path.relpath(folder / f"{part.name}.png", page.parent)
         text += f"\n\n![time and speed over tokens]({Path(plot).as_posix()})"
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
-
-
-def _split(page: Path, name: str) -> tuple[str, str, str, str]:
-    """What stands before the markers, which are lines of their own, they, and what stands after."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    found = re.fullmatch(
-        rf"(.*^){re.escape(begin)}\n(?:.*\n)?{re.escape(end)}(\n.*|)",
-        page.read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-    if found is None:
-        raise ValueError(f"{page} lacks the lines {begin} and {end}; put them where tables go")
-    return found[1], begin, end, found[2]
+    put_on_page(page, part.name, text)

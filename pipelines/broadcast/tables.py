@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..page import put_on_page
+
 __all__ = ["write_page"]
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 _HEADER = ("method", "calls computed", "PSNR, dB", "worst", "BIND", "seconds", "cache, MB")
 
 
@@ -20,12 +21,7 @@ def write_page(folder: Path, page: Path) -> None:
         model, number, steps, _ = path.stem.split("-", 3)
         found.setdefault((model, number, steps), []).append(json.loads(path.read_text()))
     tables = [_table(*key, rows) for key, rows in sorted(found.items(), reverse=True)]
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, marked, after = rest.partition(END)
-    if not marked:
-        raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
-    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
+    put_on_page(page, "study", "\n\n".join(tables))
 
 
 def _table(model: str, number: str, steps: str, rows: list[dict]) -> str:

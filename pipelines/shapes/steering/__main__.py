@@ -18,10 +18,11 @@ from diffusers import DiffusionPipeline
 from ....attn_processors.modulation import SelfTemperature, modulate
 from ..load import MODELS, load_shapes
 from ..quality import draw
+from ..study.methods import slug
 from .cost import costs
 from .entropy import Entropy
 from .measure import BATCH, draw_batch, row_of
-from .methods import METHODS, SHARED, slug
+from .methods import METHODS, SHARED
 from .prompts import Prompt, prompts
 from .report import write_report
 

@@ -14,7 +14,7 @@ from ....attn_processors.modulation import (
 )
 from .prompts import Prompt
 
-__all__ = ["METHODS", "SHARED", "slug"]
+__all__ = ["METHODS", "SHARED"]
 
 Method = Callable[[Prompt], Sequence[Modulation]]
 
@@ -51,9 +51,3 @@ SHARED: dict[str, Sequence[Modulation]] = {
     ]
     for factor in (1.5, 2.0)
 }
-
-
-def slug(name: str) -> str:
-    """A name as part of a file name."""
-    kept = "".join(c if c.isalnum() or c == "." else "-" for c in name.lower())
-    return "-".join(part for part in kept.split("-") if part)

@@ -7,27 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
+from ...page import markdown_table, put_on_page
 from ..metrics import paired_bootstrap
+from ..study.methods import slug
 from .measure import COLUMNS
-from .methods import METHODS, SHARED, slug
+from .methods import METHODS, SHARED
 
 __all__ = ["write_report"]
-
-BEGIN, END = "<!-- steering: begin -->", "<!-- steering: end -->"
 
 
 def write_report(folder: Path, page: Path, number: int) -> None:
     """Put the tables of the run over `number` prompts between the markers of `page`."""
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
     tables = []
     for name in ("sd", "flux"):
         if (folder / f"rows-{name}-{number}-plain.json").exists():
             tables += _tables(folder, name, number)
-    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
+    put_on_page(page, "steering", "\n\n".join(tables))
 
 
 def _tables(folder: Path, name: str, number: int) -> list[str]:
@@ -40,12 +35,12 @@ def _tables(folder: Path, name: str, number: int) -> list[str]:
             ratio = f"{cost[method]:.2f}x" if method in cost else ""
             lines.append([method, *(_cell(content["rows"], plain, c) for c in COLUMNS), ratio])
     title = f"`shapes-{name}`, {len(plain)} prompts:"
-    tables = [f"{title}\n\n{_markdown(['', *map(str.upper, COLUMNS), 'CPU time'], lines)}"]
+    tables = [f"{title}\n\n{markdown_table(['', *map(str.upper, COLUMNS), 'CPU time'], lines)}"]
     entropy = _read(folder / f"entropy-{name}.json")
     if entropy:
         header = ["factor of SelfTemperature", *entropy]
         cells = ["entropy of attention between pixels", *(f"{v:.3f}" for v in entropy.values())]
-        tables.append(f"`shapes-{name}`:\n\n{_markdown(header, [cells])}")
+        tables.append(f"`shapes-{name}`:\n\n{markdown_table(header, [cells])}")
     return tables
 
 
@@ -66,8 +61,3 @@ def _cell(rows: list[dict], plain: list[dict], column: str) -> str:
     ]
     change = paired_bootstrap(*zip(*pairs, strict=True))
     return f"{mean} ({change.low:+.2f} to {change.high:+.2f})"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -62,7 +62,8 @@ def untrained(model: str, layout: TokenLayout) -> dict[str, AttnProcessor]:
 
 def slug(method: str) -> str:
     """A method's name in the names of files."""
-    return method.replace(", ", "-").replace(" ", "-")
+    kept = "".join(c if c.isalnum() or c == "." else "-" for c in method.lower())
+    return "-".join(part for part in kept.split("-") if part)
 
 
 def _equal_radius(foveated: FoveatedAttnProcessor, layout: TokenLayout) -> int:

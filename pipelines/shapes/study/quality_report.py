@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .report import markdown, paired, put_tables, read_files
+from ...page import markdown_table, put_on_page
+from .report import paired, read_files
 
 __all__ = ["write_quality"]
 
@@ -32,7 +33,7 @@ def write_quality(folder: Path, page: Path) -> None:
     for model, side in cases:
         found = {key[2]: content for key, content in pictures.items() if key[:2] == (model, side)}
         tables += [f"### shapes-{model}, {side} px", _table(found)]
-    put_tables(page, tables)
+    put_on_page(page, "study", "\n\n".join(tables))
 
 
 def _order(key: tuple[str, ...]) -> tuple:
@@ -42,7 +43,7 @@ def _order(key: tuple[str, ...]) -> tuple:
 def _table(found: dict[str, dict]) -> str:
     dense = found.pop("dense")
     others = sorted(found.values(), key=lambda one: -_mean(one["rows"], "bind"))
-    return markdown(HEADER, [_line(one, dense) for one in (dense, *others)])
+    return markdown_table(HEADER, [_line(one, dense) for one in (dense, *others)])
 
 
 def _line(one: dict, dense: dict) -> list[str]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ...page import markdown_table, put_on_page
 from ..metrics import paired_bootstrap
 from .methods import slug
 
-__all__ = ["markdown", "paired", "put_tables", "read_files", "write_report"]
+__all__ = ["paired", "read_files", "write_report"]
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
 COLOURS = {
     "local": "tab:red",
     "local, equal cost": "tab:orange",
@@ -25,18 +25,9 @@ COLOURS = {
 def write_report(folder: Path, page: Path) -> None:
     """Put the tables between the markers of `page` and the plot `errors.png` into `folder`."""
     fidelity, pictures = read_files(folder, "fidelity"), read_files(folder, "pictures")
-    put_tables(page, [_fidelity_table(fidelity), _picture_table(pictures)])
+    tables = [_fidelity_table(fidelity), _picture_table(pictures)]
+    put_on_page(page, "study", "\n\n".join(tables))
     _plot(fidelity, folder / "errors.png")
-
-
-def put_tables(page: Path, tables: Sequence[str]) -> None:
-    """Replace what lies between the markers of `page`."""
-    text = page.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} lacks the markers {BEGIN} and {END}; put them where tables go")
-    page.write_text(f"{before}{BEGIN}\n" + "\n\n".join(tables) + f"\n{END}{after}")
 
 
 def read_files(folder: Path, kind: str) -> dict[tuple[str, ...], dict]:
@@ -57,7 +48,7 @@ def _fidelity_table(fidelity: dict) -> str:
                 + [f"`{layer}`"]
             )
     header = ["model", "px", "method", "mean error", "worst call", "worst layer"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def _picture_table(pictures: dict) -> str:
@@ -73,7 +64,7 @@ def _picture_table(pictures: dict) -> str:
         decibels = np.median([row["psnr"] for row in values])
         rows.append([*cells, paired(values, dense, "bind"), f"{decibels:.1f}"])
     header = ["model", "px", "method", "BIND", "BIND - dense [95 %]", "PSNR to dense, dB (median)"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def paired(rows: Sequence[dict], dense: Sequence[dict], metric: str) -> str:
@@ -86,11 +77,6 @@ def _by_size(item: tuple[tuple[str, ...], dict]) -> tuple:
     model, side, *method = item[0]
     order = ["dense", *map(slug, COLOURS)]
     return model != "sd", int(side), order.index(method[0]) if method else 0
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _plot(fidelity: dict, path: Path) -> None:
