@@ -1,7 +1,6 @@
 """Processors that carry operators into stock diffusers pipelines, and `apply` to put them on."""
 
 from .agent import AgentAttnProcessor
-from .agent_weights import AgentLayer, AgentWeights
 from .apply import Handle, apply
 from .broadcast import (
     BroadcastAttnProcessor,
@@ -13,13 +12,14 @@ from .broadcast import (
 from .foveated import FoveatedAttnProcessor
 from .layouts import Family
 from .linear import LinearAttnProcessor
-from .linear_weights import LinearLayer, LinearWeights
 from .local import LocalAttnProcessor
-from .local_weights import LocalLayer, LocalWeights
 from .neighborhood import NeighborhoodAttnProcessor
 from .report import Report
 from .softmax import SoftmaxAttnProcessor
 from .status import Status, status
+from .trained.agent import AgentLayer, AgentWeights
+from .trained.linear import LinearLayer, LinearWeights
+from .trained.local import LocalLayer, LocalWeights
 from .window import WindowAttnProcessor
 
 __all__ = [

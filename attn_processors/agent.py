@@ -16,8 +16,8 @@ from ..kernels import agent_attention, agent_grid, agent_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
-from .agent_weights import AgentWeights
-from .trained_base import TrainedAttnProcessor
+from .trained.agent import AgentWeights
+from .trained.base import TrainedAttnProcessor
 
 __all__ = ["AgentAttnProcessor"]
 

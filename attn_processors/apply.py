@@ -12,12 +12,12 @@ from torch import nn
 from .base import AttnProcessor, Companion
 from .hosts import check_pattern, denoiser_of, matches
 from .layer import Layer
-from .layer_weights import Follower
 from .layouts import LEFT_ALONE, TARGETS, Family, attention_layers, family_of
 from .redirect import Redirected, redirect
 from .report import Recorder, Report
 from .slot import processor_in, replace_processor
 from .tracker import Tracker
+from .trained.layers import Follower
 
 __all__ = ["Handle", "apply"]
 

@@ -17,9 +17,9 @@ from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from .base import EVERY_EDIT
-from .local_weights import LocalWeights
 from .proportional import proportional_scale
-from .trained_base import TrainedAttnProcessor
+from .trained.base import TrainedAttnProcessor
+from .trained.local import LocalWeights
 
 __all__ = ["FoveatedAttnProcessor"]
 

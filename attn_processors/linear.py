@@ -19,10 +19,10 @@ from ..kernels.feature_maps import FeatureMap, FeatureMaps, map_pair
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.linear import check_linear
-from .checkpoint_base import read_base
-from .linear_weights import LinearWeights
-from .linfusion import read_linfusion
-from .trained_base import TrainedAttnProcessor
+from .trained.base import TrainedAttnProcessor
+from .trained.linear import LinearWeights
+from .trained.linfusion import read_linfusion
+from .trained.official import read_base
 
 __all__ = ["LinearAttnProcessor"]
 

@@ -19,12 +19,12 @@ from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.local import check_radius
 from .base import EVERY_EDIT, AttnProcessor
-from .checkpoint_base import read_base
-from .clear import read_clear
 from .foveated import FoveatedAttnProcessor
-from .local_weights import LocalWeights
 from .proportional import proportional_scale
-from .trained_base import TrainedAttnProcessor
+from .trained.base import TrainedAttnProcessor
+from .trained.clear import read_clear
+from .trained.local import LocalWeights
+from .trained.official import read_base
 
 __all__ = ["LocalAttnProcessor"]
 

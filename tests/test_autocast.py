@@ -18,7 +18,7 @@ from foveate.attn_processors import (
     apply,
 )
 from foveate.attn_processors.layouts import TARGETS, attention_layers, family_of
-from foveate.attn_processors.linear_weights import DynamicResidual
+from foveate.attn_processors.trained.linear import DynamicResidual
 from tiny_pipelines import Tiny
 
 

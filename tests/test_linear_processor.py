@@ -15,7 +15,7 @@ from foveate.attn_processors import (
     apply,
 )
 from foveate.attn_processors.layouts import attention_layers
-from foveate.attn_processors.linear_weights import DynamicResidual, StaticResidual
+from foveate.attn_processors.trained.linear import DynamicResidual, StaticResidual
 from foveate.kernels import TokenLayout, hybrid_attention, linear_attention
 from tiny_pipelines import Tiny
 

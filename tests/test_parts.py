@@ -20,7 +20,7 @@ from foveate.attn_processors import (
     apply,
 )
 from foveate.attn_processors.layouts import TARGETS, attention_layers, family_of
-from foveate.attn_processors.projected import PROJECTIONS
+from foveate.attn_processors.trained.projections import PROJECTIONS
 from tiny_pipelines import Tiny
 
 

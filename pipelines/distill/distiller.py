@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from ...attn_processors import Handle
-from ...attn_processors.layer_weights import LayerWeights
 from ...attn_processors.layouts import attention_layers, family_of
+from ...attn_processors.trained.layers import LayerWeights
 from ...kernels.layout import TokenLayout
 from .config import DistillConfig
 from .noising import Noising

@@ -21,8 +21,8 @@ from ...attn_processors import (
     LocalWeights,
 )
 from ...attn_processors.base import AttnProcessor
-from ...attn_processors.layer_weights import LayerWeights, TrainedLayer
 from ...attn_processors.layouts import TARGETS, attention_layers, family_of
+from ...attn_processors.trained.layers import LayerWeights, TrainedLayer
 from .config import DistillConfig
 
 __all__ = ["WEIGHTS", "StudentOptions", "fresh_weights", "student_processor"]

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...attn_processors import apply
 from ...attn_processors.hosts import denoiser_of
-from ...attn_processors.layer_weights import LayerWeights
+from ...attn_processors.trained.layers import LayerWeights
 from ..sizes import base_side, check_size
 from .config import MAY_CHANGE, DistillConfig
 from .data import Pictures, data_folder, draw_pictures

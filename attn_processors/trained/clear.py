@@ -18,8 +18,8 @@ import re
 import torch
 from torch import nn
 
-from .checkpoint_files import Shapes, Source, check_keys, find, read, read_shapes
-from .local_weights import LocalLayer, LocalWeights
+from .files import Shapes, Source, check_keys, find, read, read_shapes
+from .local import LocalLayer, LocalWeights
 
 __all__ = ["read_clear"]
 

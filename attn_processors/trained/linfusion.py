@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint_files import Source, check_keys, find, read, read_json, read_shapes
-from .linear_weights import LinearLayer, LinearWeights, generalised
+from .files import Source, check_keys, find, read, read_json, read_shapes
+from .linear import LinearLayer, LinearWeights, generalised
 
 __all__ = ["read_linfusion"]
 

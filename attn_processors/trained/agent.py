@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from .layer_weights import LayerWeights, TrainedLayer
+from .layers import LayerWeights, TrainedLayer
 
 __all__ = ["AgentLayer", "AgentWeights"]
 

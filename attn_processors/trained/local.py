@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from .layer_weights import LayerWeights
-from .projected import PROJECTIONS, Projections, copied
+from .layers import LayerWeights
+from .projections import PROJECTIONS, Projections, copied
 
 __all__ = ["LocalLayer", "LocalWeights"]
 

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..kernels import TokenLayout, depthwise_residual
-from ..kernels.feature_maps import hedgehog_map
-from .layer_weights import LayerWeights
-from .projected import PROJECTIONS, Projections, copied
+from ...kernels import TokenLayout, depthwise_residual
+from ...kernels.feature_maps import hedgehog_map
+from .layers import LayerWeights
+from .projections import PROJECTIONS, Projections, copied
 
 __all__ = [
     "DynamicResidual",

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from .base import AttnProcessor
-from .layer_weights import LayerWeights, TrainedLayer, frozen_copy
-from .projected import PROJECTIONS, Projected, bare
+from ..base import AttnProcessor
+from .layers import LayerWeights, TrainedLayer, frozen_copy
+from .projections import PROJECTIONS, Projected, bare
 
 __all__ = ["TrainedAttnProcessor"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layer_weights import TrainedLayer
+from .layers import TrainedLayer
 
 __all__ = ["PROJECTIONS", "Projected", "Projections", "bare", "copied"]
 

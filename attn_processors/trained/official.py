@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_files import Source, check_keys, find, read, read_json, read_shapes
-from .layer_weights import LayerWeights, frozen_copy
-from .projected import PROJECTIONS
+from .files import Source, check_keys, find, read, read_json, read_shapes
+from .layers import LayerWeights, frozen_copy
+from .projections import PROJECTIONS
 
 __all__ = ["read_base"]
 
