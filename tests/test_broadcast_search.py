@@ -11,9 +11,9 @@ import torch
 from broadcast_pipelines import Latents
 from foveate.attn_processors.broadcast import CalibratedPlan, broadcast
 from foveate.attn_processors.broadcast.curves import MAX_LAG, Curves
-from foveate.attn_processors.broadcast.fingerprint import fingerprint
 from foveate.attn_processors.broadcast.schedule import Schedule
 from foveate.attn_processors.broadcast.search import search
+from foveate.attn_processors.fingerprint import fingerprint
 from foveate.attn_processors.layouts import attention_layers
 
 

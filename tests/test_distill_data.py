@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from foveate.attn_processors.fingerprint import fingerprint
 from foveate.pipelines.distill import DistillConfig
 from foveate.pipelines.distill.data import Pictures, data_folder, draw_pictures
-from foveate.pipelines.distill.fingerprint import fingerprint
 from foveate.pipelines.distill.noising import Noising
 from foveate.pipelines.distill.prompts import read_prompts, scene_prompts
 from foveate.pipelines.distill.record import EMPTY, arguments_of, recorded

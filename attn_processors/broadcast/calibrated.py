@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from ..fingerprint import fingerprint
 from .arms import COMPUTE, FORECAST, LEGEND
 from .curves import Curves
-from .fingerprint import fingerprint
 from .plan import MIN_EVALUATIONS, Plan, check_layers, too_few, unknown_layers
 from .schedule import Schedule
 from .search import Found, search

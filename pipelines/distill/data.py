@@ -6,6 +6,7 @@ student sees is what the teacher would draw.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ...attn_processors.fingerprint import fingerprint
 from .config import DistillConfig
-from .fingerprint import fingerprint, fingerprint_of_text
 from .record import EMPTY, SHARED, Conditions, check_batched, recorded
 
 __all__ = ["Pictures", "data_folder", "draw_pictures"]
@@ -43,7 +44,7 @@ def data_folder(
         "call": dict(call),
     }
     root = Path(config.out) / "data" if config.data is None else Path(config.data)
-    return root / fingerprint_of_text(key)
+    return root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -20,12 +20,12 @@ from torch import nn
 
 from ...attn_processors import AgentLayer, AgentWeights, LinearLayer, LocalLayer, LocalWeights
 from ...attn_processors.base import AttnProcessor
+from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoiser_of
 from ...attn_processors.trained.layers import LayerWeights, TrainedLayer
 from ...attn_processors.trained.linear import HedgehogMap, generalised
 from ...attn_processors.trained.projections import PROJECTIONS
 from ..shapes.load import embedded_students
-from .fingerprint import fingerprint
 from .student import WEIGHTS, student_processor
 
 __all__ = ["StudentCard", "load_student", "load_weights", "save_student", "versions"]

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ...attn_processors import apply
+from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoiser_of
 from ...attn_processors.trained.layers import LayerWeights
 from ..sizes import base_side, check_size
 from .config import MAY_CHANGE, DistillConfig
 from .data import Pictures, data_folder, draw_pictures
 from .distiller import Distiller
-from .fingerprint import fingerprint
 from .log import Log, plot_losses, read_log
 from .noising import Noising
 from .prompts import read_prompts, scene_prompts

@@ -1,14 +1,13 @@
-"""A short name for the weights of a model, to tell whether a student meets its own teacher."""
+"""A short name for weights: does a plan or a student meet the model it was made for?"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 
 import torch
 from torch import nn
 
-__all__ = ["fingerprint", "fingerprint_of_text"]
+__all__ = ["fingerprint"]
 
 _SAMPLES = 1024  # values looked at in each tensor: reading all of a large model takes minutes
 
@@ -26,8 +25,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(picked.contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def fingerprint_of_text(content: object) -> str:
-    """Hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
