@@ -2,16 +2,17 @@
 
     python -P -m foveate.pipelines.broadcast.study --out docs/broadcast
 
-For each model: PAB at three strengths; at as many computed calls as each of them, the portable plan
-and the calibrated ones; and always beside them dense attention with fewer steps at the same cost.
+For each model: PAB at three strengths; at as many computed calls as each of them, the calibrated
+plans; and always beside them dense attention with fewer steps at the same cost. Then the portable
+plan, the ways to hold outputs, and the caches of others that are installed.
 Every method is a file of its own, and what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from ...attn_processors.broadcast.schedule import read_schedule
 from ..shapes.load import MODELS, load_shapes
 from ..shapes.quality import score_all
 from ..shapes.scene import Ask, sample_scene
+from ..shapes.study.methods import slug
 from .calibrate import calibrate
+from .peers import Peer, counted_calls, peers
 from .plots import plot_curves, plot_rows
 from .runs import Runs, psnr
 from .tables import write_page
@@ -40,13 +43,14 @@ _STORES = ("bf16", "int8", "fp8")
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table; `steps` None is the number all share."""
+    """One row of the table: a plan, a peer, or neither; `steps` None is the number all share."""
 
     name: str
     group: str
     plan: Plan | None
     store: str = "native"
     steps: int | None = None
+    peer: Peer | None = None
 
 
 def asks_of(number: int, seed: int) -> list[Ask]:
@@ -89,12 +93,16 @@ def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
         yield Method(f"every 2nd, {arm}", "portable", FractionPlan(arm=arm))
     for store in ("native", *_STORES):
         yield Method(f"calibrated at 1/2, {store}", "stores", replace(plan, share=0.5), store)
+    for peer in peers(runs.pipe):
+        yield Method(peer.name, "peers", None, peer=peer)
 
 
 def run(method: Method, runs: Runs, exact: np.ndarray, asks: list[Ask]) -> dict:
     """Draw with one method: {psnr by picture, bind by picture, seconds, computed_share, bytes}."""
     start, share, peak = time.perf_counter(), 1.0, 0
-    if method.plan is None:
+    if method.peer is not None:
+        pictures, share, peak = *run_peer(method.peer, runs), None
+    elif method.plan is None:
         pictures = replace(runs, steps=method.steps or runs.steps).pictures()
     else:
         with broadcast(runs.pipe, method.plan, store=method.store) as handle:
@@ -112,6 +120,15 @@ def run(method: Method, runs: Runs, exact: np.ndarray, asks: list[Ask]) -> dict:
     }
 
 
+def run_peer(peer: Peer, runs: Runs) -> tuple[np.ndarray, float]:
+    """Pictures, and the share of attention calls computed; on a copy: some leave traces behind."""
+    own = replace(runs, pipe=copy.deepcopy(runs.pipe))
+    with counted_calls(own.pipe.transformer) as dense:
+        own.pictures()
+    with peer.on(own.pipe), counted_calls(own.pipe.transformer) as computed:
+        return own.pictures(), len(computed) / len(dense)
+
+
 def study(name: str, number: int, steps: int, folder: Path) -> None:
     """All methods on one model."""
     plan = plan_of(name, steps, folder)
@@ -123,8 +140,7 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
     runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=MODELS[name].call)
     exact = runs.pictures()
     for method in (Method("dense", "dense", None), *methods(runs, plan)):
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{method.group} {method.name}".lower()).strip("-")
-        path = folder / f"{name}-{number}-{steps}-{slug}.json"
+        path = folder / f"{name}-{number}-{steps}-{slug(f'{method.group} {method.name}')}.json"
         if not path.exists():
             found = run(method, runs, exact, asks)
             path.write_text(json.dumps({"model": name, **found}))

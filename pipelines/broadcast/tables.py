@@ -41,6 +41,6 @@ def _line(row: dict) -> str:
         f"{np.min(row['psnr']):.1f}",
         f"{np.mean(row['bind']):.0%}",
         f"{row['seconds']:.1f}",
-        f"{row['bytes'] / 1e6:.2f}",
+        "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f}",
     )
     return f"| {' | '.join(cells)} |"
