@@ -22,7 +22,7 @@ def drifting(timesteps, layers=2, seed=0, sizes=None):
     rng = np.random.default_rng(seed)
     t, n = np.asarray(timesteps, dtype=float), len(timesteps)
     speed = rng.uniform(0.5, 2, layers) / 1000
-    bend = rng.uniform(0.2, 2, layers) / 1e5
+    bend = rng.uniform(0.1, 1, layers) / 1e5
     reuse = np.full((layers, n, MAX_LAG), np.inf)
     forecast = np.full((layers, n, MAX_LAG, MAX_LAG + 1), np.inf)
     for j, g in itertools.product(range(n), range(1, MAX_LAG + 1)):
@@ -47,10 +47,16 @@ def drifting(timesteps, layers=2, seed=0, sizes=None):
     )
 
 
-def error_of(curves, layer, row):
-    """The predicted error of a row, by its definition."""
-    place = list(curves.layers).index(layer)
-    weight = curves.weight[curves.layers[layer]]
+def of_kind(curves, kind, name):
+    """Errors of all layers of a kind as one: the root of the sum of squares."""
+    own = [i for i, k in enumerate(curves.layers.values()) if k == kind]
+    return np.linalg.norm(getattr(curves, name)[own], axis=0)
+
+
+def error_of(curves, kind, row):
+    """The predicted error of a row that all layers of a kind share, by its definition."""
+    reuse, forecast = (of_kind(curves, kind, name) for name in ("reuse", "forecast"))
+    weight = curves.weight[kind]
     total, computed, run = 0.0, [], 0.0
     for j, letter in enumerate(row):
         if letter == "#":
@@ -60,14 +66,14 @@ def error_of(curves, layer, row):
         lag = j - computed[-1]
         if letter == "~":
             gap = computed[-1] - computed[-2]
-            error = curves.forecast[place, j, lag - 1, gap - 1]
+            error = forecast[j, lag - 1, gap - 1]
         else:
-            error = curves.reuse[place, j, lag - 1]
+            error = reuse[j, lag - 1]
         run += weight[j] ** 0.5 * error
     return total + run**2
 
 
-def all_rows(curves, layer, n):
+def all_rows(curves, kind, n):
     """{computed calls: least error} over every row with computed ends and gaps that are allowed."""
     best = {}
     for inner in itertools.product([True, False], repeat=n - 3):
@@ -76,36 +82,38 @@ def all_rows(curves, layer, n):
         if max(np.diff(places)) > MAX_LAG + 1:
             continue
         row = "".join(
-            "#" if c else _better(curves, layer, places, i) for i, c in enumerate(computes)
+            "#" if c else _better(curves, kind, places, i) for i, c in enumerate(computes)
         )
-        error = error_of(curves, layer, row)
+        error = error_of(curves, kind, row)
         best[len(places)] = min(best.get(len(places), np.inf), error)
     return best
 
 
-def _better(curves, layer, places, i):
+def _better(curves, kind, places, i):
     before = [p for p in places if p < i]
-    place, lag = list(curves.layers).index(layer), i - before[-1]
+    lag = i - before[-1]
     if len(before) < 2 or before[-1] - before[-2] > MAX_LAG + 1:
         return "="
-    reuse = curves.reuse[place, i, lag - 1]
-    forecast = curves.forecast[place, i, lag - 1, before[-1] - before[-2] - 1]
+    reuse = of_kind(curves, kind, "reuse")[i, lag - 1]
+    forecast = of_kind(curves, kind, "forecast")[i, lag - 1, before[-1] - before[-2] - 1]
     return "~" if forecast < reuse else "="
 
 
 @pytest.mark.parametrize("share", [0.45, 0.6, 0.75, 0.9])
 def test_search_finds_what_trying_all_rows_finds(share):
     n = 11
-    curves = drifting(np.linspace(990, 10, n))
+    curves = drifting(np.linspace(990, 10, n), layers=4)  # two of each kind
     found = search(curves, share)
-    layers = list(curves.layers)
-    errors = [error_of(curves, layer, found.rows[layer]) for layer in layers]
+    rows = {}
+    for layer, kind in curves.layers.items():
+        assert rows.setdefault(kind, found.rows[layer]) == found.rows[layer]
+    errors = [error_of(curves, kind, row) for kind, row in rows.items()]
     assert found.error == pytest.approx(sum(errors), rel=1e-6)
-    calls = sum(found.rows[layer].count("#") for layer in layers)
-    assert calls <= share * n * len(layers)
-    assert found.share == pytest.approx(calls / n / len(layers))
-    # no split of as many calls over the layers does better
-    tables = [all_rows(curves, layer, n) for layer in layers]
+    calls = sum(row.count("#") for row in rows.values())
+    assert calls <= share * n * len(rows)
+    assert found.share == pytest.approx(calls / n / len(rows))
+    # no split of as many calls over the kinds does better
+    tables = [all_rows(curves, kind, n) for kind in rows]
     least = min(
         a + b
         for (i, a), (j, b) in itertools.product(*(t.items() for t in tables))
@@ -120,7 +128,7 @@ def test_search_by_cost_and_without_forecast():
     prices = curves.seconds / curves.seconds.sum()
     counts = np.array([row.count("#") / 20 for row in found.rows.values()])
     assert (counts * prices).sum() == pytest.approx(found.share)
-    assert 0.45 < found.share <= 0.5
+    assert 0.4 < found.share <= 0.5  # a call more or less is one of all layers of a kind
     without = search(curves, 0.5, use_forecast=False)
     assert not any("~" in row for row in without.rows.values())
     assert any("~" in row for row in search(curves, 0.5).rows.values())

@@ -1,10 +1,14 @@
 """The cheapest rows for an allowed number of computed calls, by dynamic programming.
 
-A layer's row is a path over its computed evaluations. Between two of them every evaluation errs by
-the better of reuse and forecast, which depends on the last two computed ones. What is stale errs in
-the same direction for as long as it is: the errors of one stretch add up, weighed, before they are
-squared, and those of different stretches and layers after it. Computing costs a price, the same for
-all layers, so that calls go where they save most; the price is found by bisection.
+Layers of one kind share a row: an output that is computed from others that are stale is worth less
+than the errors of single layers say. On `shapes-flux` one row was 2, 3 and 11 dB better than a row
+for each layer, at 60, 48 and 40 % of the calls, and compiled models see fewer patterns.
+
+A row is a path over its computed evaluations. Between two of them every evaluation errs by the
+better of reuse and forecast, which depends on the last two computed ones. What is stale errs in the
+same direction for as long as it is: the errors of one stretch add up, weighed, before they are
+squared, and those of different stretches and kinds after it. Computing costs a price, the same for
+all calls, so that they go where they save most; the price is found by bisection.
 """
 
 from __future__ import annotations
@@ -36,15 +40,20 @@ def search(
     curves: Curves, share: float, *, use_cost: bool = False, use_forecast: bool = True
 ) -> Found:
     """Rows whose computed calls are at most `share` of all, weighed by seconds with `use_cost`."""
-    prices = curves.seconds if use_cost else np.ones(len(curves.layers))
-    prices = prices / prices.sum()
-    errors, letters = _best(curves, use_forecast)
-    segments = _segments(errors)
+    kinds = list(dict.fromkeys(curves.layers.values()))
+    places = [[i for i, k in enumerate(curves.layers.values()) if k == kind] for kind in kinds]
+    each = curves.seconds if use_cost else np.ones(len(curves.layers))
+    prices = np.array([each[own].sum() for own in places]) / each.sum()
+    of_kinds = [
+        _best(curves, kind, own, use_forecast) for kind, own in zip(kinds, places, strict=True)
+    ]
+    segments = _segments(np.stack([errors for errors, _ in of_kinds]))
     price = _lowest_price(segments, prices, share)
     computed, total = _paths(segments, price * prices)
     total = total - price * (computed * prices[:, None]).sum(1)
-    rows = {layer: _row(letters[i], computed[i]) for i, layer in enumerate(curves.layers)}
-    return Found(rows, _share(computed, prices), float(total.sum()))
+    rows = {k: _row(of_kinds[i][1], computed[i]) for i, k in enumerate(kinds)}
+    by_layer = {layer: rows[kind] for layer, kind in curves.layers.items()}
+    return Found(by_layer, _share(computed, prices), float(total.sum()))
 
 
 def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> float:
@@ -68,21 +77,23 @@ def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> flo
     return high
 
 
-def _best(curves: Curves, use_forecast: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weighed error [L, n, G, G + 1] by lag and last gap, and whether it is a forecast's."""
-    weight = np.stack([curves.weight[kind] for kind in curves.layers.values()])  # [L, n]
-    reuse = np.repeat(curves.reuse[..., None], _GAPS, -1)
-    is_forecast = (curves.forecast < reuse) & use_forecast
-    error = np.where(is_forecast, curves.forecast, reuse)
-    return np.sqrt(weight)[..., None, None] * error, is_forecast
+def _best(
+    curves: Curves, kind: str, layers: list[int], use_forecast: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighed error [n, G, G + 1] of a kind by lag and last gap, and whether it is a forecast's."""
+    reuse, forecast = (np.sqrt((x[layers] ** 2).sum(0)) for x in (curves.reuse, curves.forecast))
+    reuse = np.repeat(reuse[..., None], _GAPS, -1)
+    is_forecast = (forecast < reuse) & use_forecast
+    error = np.where(is_forecast, forecast, reuse)
+    return np.sqrt(curves.weight[kind])[:, None, None] * error, is_forecast
 
 
 def _segments(errors: np.ndarray) -> np.ndarray:
-    """[L, n, G + 1 (last gap), G + 1 (next gap)]: squared error from evaluation i to the next."""
-    layers, n = errors.shape[:2]
-    found = np.full((layers, n, _GAPS, _GAPS), np.inf)
+    """[K, n, G + 1 (last gap), G + 1 (next gap)]: squared error from evaluation i to the next."""
+    kinds, n = errors.shape[:2]
+    found = np.full((kinds, n, _GAPS, _GAPS), np.inf)
     for i in range(n):
-        total = np.zeros((layers, _GAPS))
+        total = np.zeros((kinds, _GAPS))
         found[:, i, :, 0] = total
         for gap in range(2, min(_GAPS, n - 1 - i) + 1):
             total = total + errors[:, i + gap - 1, gap - 2]
@@ -91,10 +102,10 @@ def _segments(errors: np.ndarray) -> np.ndarray:
 
 
 def _paths(segments: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which evaluations compute [L, n] at these prices [L], and the least total [L]."""
-    layers, n = segments.shape[:2]
-    best = np.full((layers, n, _GAPS), np.inf)  # by evaluation and the gap before it
-    came = np.zeros((layers, n, _GAPS), dtype=np.int64)  # the gap before that
+    """Which evaluations compute [K, n] at these prices [K], and the least total [K]."""
+    kinds, n = segments.shape[:2]
+    best = np.full((kinds, n, _GAPS), np.inf)  # by evaluation and the gap before it
+    came = np.zeros((kinds, n, _GAPS), dtype=np.int64)  # the gap before that
     best[:, 0] = prices[:, None]
     forced = n - _TAIL  # computes, as does what follows
     for i in range(n - 1):
@@ -109,13 +120,13 @@ def _paths(segments: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _walk_back(best: np.ndarray, came: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    layers, n = best.shape[:2]
-    computed = np.zeros((layers, n), dtype=bool)
-    for layer in range(layers):
-        i, gap = n - 1, int(best[layer, -1].argmin())
+    kinds, n = best.shape[:2]
+    computed = np.zeros((kinds, n), dtype=bool)
+    for kind in range(kinds):
+        i, gap = n - 1, int(best[kind, -1].argmin())
         while i > 0:
-            computed[layer, i] = True
-            i, gap = i - (gap + 1), came[layer, i, gap]
+            computed[kind, i] = True
+            i, gap = i - (gap + 1), came[kind, i, gap]
     computed[:, 0] = True
     return computed, best[:, -1].min(1)
 
@@ -125,7 +136,7 @@ def _share(computed: np.ndarray, prices: np.ndarray) -> float:
 
 
 def _row(is_forecast: np.ndarray, computed: np.ndarray) -> str:
-    """Letters of one layer; is_forecast is [n, G, G + 1] by lag and last gap."""
+    """Letters of one kind; is_forecast is [n, G, G + 1] by lag and last gap."""
     row, last, gap = [], 0, 1
     for i, computes in enumerate(computed):
         if computes:

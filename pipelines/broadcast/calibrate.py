@@ -1,4 +1,4 @@
-"""A plan from measurements: what every layer's reuse does to the final latent, and the best rows.
+"""A plan from measurements: what reuse does to the final latent, and the best rows.
 
 1. A dense run: how far every layer's output is from its earlier ones, and from their extrapolation.
 2. For each kind of layer and every third evaluation, a run in which that kind alone reuses there
