@@ -124,7 +124,7 @@ def test_the_command(tiny_run, capsys):
         (copied / name).write_bytes(damage)
         with pytest.raises(ValueError, match=message):
             load_student(copied)
-    with pytest.raises(ValueError, match=r"no student\.json in it.*; embedded are: none"):
+    with pytest.raises(ValueError, match=r"no student\.json in it.*; embedded are: shapes-"):
         load_student(root)
 
 
