@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test conformance lint study quality broadcast-study steering students kernels clean
+.PHONY: demo test conformance lint docs study quality broadcast-study steering students kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -22,6 +22,10 @@ conformance: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# the site, into site/; its search needs a server: python3 -m http.server -d site
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 TRANSFORMERS_VERBOSITY=error $(BIN)/mkdocs build --strict -q
 
 # hours; writes the tables of docs/foveated.md and goes on where it stopped
 study: $(STAMP)
@@ -52,7 +56,7 @@ kernels: $(STAMP)
 	@$(BIN)/python -P -m foveate.kernels.triton.offline $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo.png demo.json
+	rm -rf $(VENV) build dist site *.egg-info demo.png demo.json
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name '.*_cache' \) -prune -exec rm -rf {} +
 
 # torch goes first and alone, so that nothing else picks its version
@@ -62,4 +66,8 @@ $(STAMP): pyproject.toml constraints-dev.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) -e ".[dev,plot]"
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	@$(PIP) -e ".[docs]"
 	@touch $@

@@ -145,7 +145,7 @@ class Handle:
         self._hooks = [
             model.register_forward_pre_hook(tracker, with_kwargs=True, prepend=True),
             model.register_forward_pre_hook(self._recorder.begin),
-            model.register_forward_hook(self._recorder),
+            model.register_forward_hook(self._recorder, with_kwargs=True),
         ]
         for b in bound:
             b.install()

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..kernels.layout import TokenLayout
 from .base import AttnProcessor
+from .guard import Guard
 from .padding import Padded, attend_valid
 from .redirect import MASKED
 from .tracker import Tracker
@@ -43,6 +44,7 @@ class Layer:
         self.min_tokens = min_tokens
         self.strict = strict
         self.present = processor
+        self.guard = Guard()
         self.forget()
         self.reset()
 
@@ -88,7 +90,7 @@ class Layer:
             tokens += encoder_hidden_states.shape[1]
         layout = self.tracker.layouts.get(tokens)
         cannot = attention_mask is not None or layout is None or self.present.why_not(layout)
-        if cannot or self._why_left_dense(tokens, layout) is not None:
+        if cannot or self.guard.broken or self._why_left_dense(tokens, layout) is not None:
             return attn
         self._place(hidden_states.device)
         return self.present.project(attn)
@@ -117,11 +119,26 @@ class Layer:
             is_plain = special is None or padded is not None
             refused = None if is_plain else special
             refused = refused or self._why_not(q, k, layout) or self.present.why_not(layout)
+        out = None
+        if chosen is None and refused is None:
+            out = self._run(q, k, v, layout, padded, scale)
+            if out is not None:
+                refused = self.guard.why_not(layout, out, (q, k, v))
         if refused is not None and self.strict:
             raise NotImplementedError(f"{self.name}: {refused}; strict=False runs this call dense")
         self._note(layout, chosen, refused)
-        if chosen is not None or refused is not None:
-            return None
+        return out if refused is None else None
+
+    def _run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layout: TokenLayout,
+        padded: Padded | None,
+        scale: float | None,
+    ) -> torch.Tensor | None:
+        """The operator's output, or None where the stock softmax gives it."""
         self._place(q.device)
         if padded is None:
             return self.present.attend(q, k, v, layout=layout, scale=scale)
@@ -156,6 +173,8 @@ class Layer:
         return None if layout is None else self.present.why_dense(layout)
 
     def _why_not(self, q: torch.Tensor, k: torch.Tensor, layout: TokenLayout | None) -> str | None:
+        if self.guard.broken is not None:
+            return self.guard.broken
         if k.shape[2] != q.shape[2]:
             return "queries and keys differ in number"
         if layout is None and self.tracker.family.is_guess:
@@ -163,6 +182,15 @@ class Layer:
         if layout is None:
             return f"{q.shape[2]} tokens fit no grid of this forward"
         return None
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether the last forward ran the operator where its output could not be looked at."""
+        return self.guard.is_new(self._ran)
+
+    def trust(self) -> None:
+        """Do not look at outputs of the last forward's layout again."""
+        self.guard.pass_unseen(self._ran)
 
     def settle(self) -> str | None:
         """Count what the last forward did; returns why it could not take the operator."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..kernels.counts import KeyCount
+from .guard import IN_GRAPH, is_finite, run_again
 from .layer import Layer
 from .tracker import Tracker
 
@@ -48,7 +50,7 @@ class LayerReport:
 class Report:
     """The layers of one model, in the order of its modules; `print` shows a table.
 
-    companions: reports of what was put on the model beside operators.
+    companions: dataclasses, reports of what was put on the model beside operators.
     """
 
     layers: tuple[LayerReport, ...]
@@ -77,6 +79,22 @@ class Report:
             for cells in table
         )
         return "\n".join((title, *lines, *map(str, self.companions)))
+
+    def to_json(self) -> str:
+        """As a JSON object with the names of these fields; keys are {"needed", "visited"}."""
+        fields = {
+            "processors": self.processors,
+            "forwards": self.forwards,
+            "layers": [_fields(row) for row in self.layers],
+            "companions": [_fields(one) for one in self.companions],
+        }
+        return json.dumps(fields, indent=1)
+
+
+def _fields(row: object) -> dict[str, object]:
+    """Of a dataclass; counts of keys by name."""
+    fields = asdict(row)
+    return {k: v._asdict() if isinstance(v, KeyCount) else v for k, v in fields.items()}
 
 
 def _cells(row: LayerReport) -> tuple[str, ...]:
@@ -114,7 +132,12 @@ class Recorder:
             layer.begin()
 
     @torch.compiler.disable
-    def __call__(self, model: nn.Module, args: tuple, output: Any) -> None:
+    def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        unseen = [layer for layer in self.layers if layer.is_unseen]
+        if unseen and not is_finite(output):
+            output = self._run_again(model, args, kwargs, unseen)
+        for layer in unseen:
+            layer.trust()
         if self.tracker.schedule is not self._schedule:
             self._schedule = self.tracker.schedule
             self.forwards = 0
@@ -123,6 +146,19 @@ class Recorder:
         self.forwards += 1
         for layer in self.layers:
             self.log_once(layer.name, layer.settle())
+        return output
+
+    def _run_again(
+        self, model: nn.Module, args: tuple, kwargs: dict[str, Any], unseen: Sequence[Layer]
+    ) -> Any:
+        """The output of a forward without its compiled graph, in which `unseen` ran operators."""
+        for layer in unseen:
+            layer.forget()
+        output = run_again(model, args, kwargs)
+        if is_finite(output) and all(layer.guard.broken is None for layer in unseen):
+            for layer in unseen:
+                layer.guard.broken = IN_GRAPH
+        return output
 
     def log_once(self, name: str, reason: str | None) -> None:
         """One warning per reason, naming the first layer."""

@@ -1,6 +1,7 @@
 """foveate.apply on stock pipelines: identity, any size, undo, no silence, compile, neighbours."""
 
 import copy
+import json
 import logging
 import pickle
 
@@ -487,6 +488,19 @@ def test_report_is_of_the_last_run(flux):
     keys = local_keys(TokenLayout(text=16, grid=(1, 8, 12)), 3)
     assert {row.keys for row in report.layers} == {keys}
     assert f"{keys.visited:.1f}" in shown
+
+
+def test_report_as_json(sd):
+    with apply(sd.pipe, LOCAL, layers="mid_block.*", steps=(0, 0.5)) as handle:
+        sd()
+    report = handle.report()
+    fields = json.loads(report.to_json())
+    assert (fields["processors"], fields["forwards"]) == (["LocalAttnProcessor(radius=3)"], 2)
+    assert len(fields["layers"]) == len(report.layers)
+    for shown, row in zip(fields["layers"], report.layers, strict=True):
+        assert (shown["layer"], shown["reason"]) == (row.layer, row.reason)
+        assert shown["keys"] == (None if row.keys is None else row.keys._asdict())
+    assert {"needed", "visited"} == set(next(r["keys"] for r in fields["layers"] if r["keys"]))
 
 
 # bad input

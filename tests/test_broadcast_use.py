@@ -1,5 +1,6 @@
 """Broadcasting beside other things: operators, the arm "correct", compiled models, wrong use."""
 
+import json
 import logging
 import pickle
 
@@ -47,6 +48,8 @@ def test_processor_equals_operator_then_plan(flux):
     assert [row.forwards for row in report.layers] == [6, 6]
     (own,) = report.companions
     assert [row.row for row in own.layers] == ["##~~#~~###"] * 2
+    (as_json,) = json.loads(report.to_json())["companions"]
+    assert [row["row"] for row in as_json["layers"]] == ["##~~#~~###"] * 2
     assert "LocalAttnProcessor(radius=2): ran in 2 of 2 layers" in str(report)
     assert "attention computed in 60.0% of the calls" in str(report)
 

@@ -164,13 +164,6 @@ def test_demo_refuses_a_foreign_prompt(run, tmp_path):
     assert "caption 'a cat' is not of the form" in err
 
 
-def test_info(run):
-    code, out, _ = run("info")
-    assert code == 0
-    for word in ("torch", "diffusers", "LocalAttnProcessor", "shapes-flux", "64 px", "cpu"):
-        assert word in out
-
-
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_maps(run, folders, tmp_path, name):
     out = tmp_path / "maps.png"

@@ -14,7 +14,7 @@ import foveate
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["kernels", "attn_processors", "pipelines", "comfyui"]  # each may import those before it
 KERNELS_MAY = {*sys.stdlib_module_names, "torch"}
-NOT_OURS = {"build", "dist", "runs", "__pycache__"}
+NOT_OURS = {"build", "dist", "runs", "site", "__pycache__"}
 TEXT = {".cff", ".ini", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml", ""}
 PRIVATE = {
     "a path of one machine": r"(?<![\w.-])/(?:work|home|root|Users|opt|mnt|srv)/\w",
@@ -89,6 +89,58 @@ def test_import_is_light(module, unloaded, tmp_path):
     done = _run(f"import sys, {module}; print(*{unloaded} & {{*sys.modules}})", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_import_is_quick_and_quiet(tmp_path):
+    code = "import time; t = time.process_time(); import foveate; print(time.process_time() - t)"
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = [subprocess.run(command, cwd=tmp_path, text=True, capture_output=True) for _ in range(3)]
+    assert {(one.returncode, one.stderr) for one in done} == {(0, "")}
+    assert min(float(one.stdout) for one in done) < 0.05
+
+
+def test_nothing_of_others_is_patched(tmp_path):
+    """Every function and class of torch, diffusers and transformers, and their members."""
+    code = """
+import sys, torch, diffusers, diffusers.models.attention_processor
+
+flux = diffusers.FluxTransformer2DModel(
+    in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, patch_size=1,
+    num_attention_heads=2, joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(4, 4, 8))
+image = torch.cartesian_prod(torch.zeros(1), torch.arange(6.0), torch.arange(7.0))
+inputs = {"hidden_states": torch.randn(1, 42, 4), "encoder_hidden_states": torch.randn(1, 5, 8),
+    "pooled_projections": torch.randn(1, 8), "timestep": torch.ones(1), "img_ids": image,
+    "txt_ids": torch.zeros(5, 3)}
+flux(**inputs)
+
+def snapshot():
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("torch", "diffusers", "transformers"):
+            for key, value in vars(module).items():
+                if callable(value):
+                    found[name, key] = value
+                if isinstance(value, type) and value.__module__ == name:
+                    found.update({(name, key, k): v for k, v in vars(value).items() if callable(v)})
+    return found
+
+def changed():
+    now = snapshot()
+    return [".".join(key) for key, value in before.items() if now.get(key) is not value]
+
+before = snapshot()
+import foveate
+with foveate.apply(flux, foveate.LocalAttnProcessor(radius=2)) as handle:
+    flux(**inputs)
+    during = changed()
+print(handle.report().layers[0].operator, during, changed())
+torch.nn.functional.scaled_dot_product_attention = print
+print(changed())
+"""
+    done = _run(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    patched = "['torch.nn.functional.scaled_dot_product_attention']"
+    assert done.stdout.splitlines() == ["local [] []", patched]
 
 
 @pytest.mark.parametrize("name", foveate.__all__)

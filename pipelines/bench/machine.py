@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["machine", "slug"]
+__all__ = ["hardware", "machine", "slug", "versions"]
 
 PACKAGES = (
     "foveate",
     "torch",
     "triton",
     "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
     "natten",
     "comfy-kitchen",
     "sageattention",
@@ -25,21 +28,37 @@ PACKAGES = (
 
 def machine(device: str, threads: int) -> dict[str, object]:
     """JSON fields; packages that are not installed are left out."""
+    about = hardware(device, threads)
+    if device == "cpu":
+        about["clock"] = "processor time" if threads == 1 else "wall time"
+    return about | versions()
+
+
+def hardware(device: str, threads: int) -> dict[str, object]:
+    """JSON fields of a device."""
     about: dict[str, object] = {"device": _name(device)}
     if device == "cpu":
         about |= {
             "vcpus": os.cpu_count(),
             "threads": threads,
             "instructions": torch.backends.cpu.get_cpu_capability(),
-            "clock": "processor time" if threads == 1 else "wall time",
         }
-    about["python"] = platform.python_version()
+    elif device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        about["capability"] = f"{properties.major}.{properties.minor}"
+        about["memory_gb"] = round(properties.total_memory / 1e9, 1)
+    return about
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that matter and are installed."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            about[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return about
+    return found
 
 
 def slug(device: str, threads: int) -> str:

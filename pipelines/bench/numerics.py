@@ -67,7 +67,7 @@ def _deviation(
     case: Case, entry: Candidate, prepared: Prepared, scale: float, qkv: Sequence[torch.Tensor]
 ) -> Deviation:
     out = prepared.restore(prepared.attend(*(prepared.arrange(x) for x in qkv)))
-    exact = entry.exact(*(x.double() for x in qkv))
+    exact = entry.exact(*(_double(x) for x in qkv))
     size = exact.square().mean().sqrt()
     return Deviation(
         grid=case.name,
@@ -76,14 +76,19 @@ def _deviation(
         impl=entry.impl,
         scale=scale,
         relative_rms=_relative_rms(out, exact),
-        worst=float((out.double() - exact).abs().max() / size),
+        worst=float((_double(out) - exact).abs().max() / size),
         plain_rms=None if entry.plain is None else _relative_rms(entry.plain(*qkv), exact),
     )
 
 
 def _relative_rms(out: torch.Tensor, exact: torch.Tensor) -> float:
-    error = (out.double() - exact).square().mean()
+    error = (_double(out) - exact).square().mean()
     return float((error / exact.square().mean()).sqrt())
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    # MPS has no float64
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def failures(
