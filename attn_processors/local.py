@@ -17,7 +17,7 @@ from ..kernels import local_attention, local_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
-from ..kernels.local import check_radius
+from ..kernels.local import check_frames_radius, check_radius
 from .base import EVERY_EDIT, AttnProcessor
 from .foveated import FoveatedAttnProcessor
 from .proportional import proportional_scale
@@ -34,6 +34,8 @@ class LocalAttnProcessor(TrainedAttnProcessor):
     """Image keys nearer than `radius` tokens (strictly) and all text; text queries see everything.
 
     radius: in tokens of the layer's own grid, at least 1; or one for each head.
+    frames_radius: in frames of a video, at least 1: the ball becomes an ellipsoid. 1 is the disc in
+        the query's own frame, None the ball of `radius` tokens.
     proportional: tokens, text and image, of the calls the model was trained with; logits then grow
         by sqrt(log(tokens) / log(proportional)). None leaves them.
     weights: trained parts by layer; layers that have none stay dense, and the report says so.
@@ -42,6 +44,7 @@ class LocalAttnProcessor(TrainedAttnProcessor):
     """
 
     radius: int | Sequence[int] = 16
+    frames_radius: int | None = None
     proportional: int | None = None
     weights: LocalWeights | None = None
     base: LocalWeights | None = None
@@ -51,6 +54,7 @@ class LocalAttnProcessor(TrainedAttnProcessor):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_radius(self.radius)
+        check_frames_radius(self.frames_radius, self.radius)
         if self.proportional is not None:
             check_positive("proportional", self.proportional, least=2)
         if self.weights is not None and self.weights.pool is not None:
@@ -129,8 +133,15 @@ class LocalAttnProcessor(TrainedAttnProcessor):
         if self.proportional is not None:
             scale = proportional_scale(scale, q.shape[-1], layout.num_tokens, self.proportional)
         return local_attention(
-            q, k, v, layout=layout, radius=self.radius, scale=scale, impl=self.impl
+            q,
+            k,
+            v,
+            layout=layout,
+            radius=self.radius,
+            frames_radius=self.frames_radius,
+            scale=scale,
+            impl=self.impl,
         )
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
-        return local_keys(layout, self.radius)
+        return local_keys(layout, self.radius, self.frames_radius)

@@ -40,6 +40,9 @@ def bench(
     flex: Annotated[
         bool, typer.Option(help="Compile FlexAttention too, up to a minute each.")
     ] = True,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Time forward and backward together.")
+    ] = False,
     numerics: Annotated[
         bool, typer.Option("--numerics", help="Deviation from float64, instead of time.")
     ] = False,
@@ -66,6 +69,8 @@ def bench(
     device, gpu, models = parse_device(device), parse_gpu(plan), parse_models(pipelines)
     asked = {"numerics": numerics, "pipelines": models, "plan": gpu}
     parts = [name for name, value in asked.items() if value]
+    if backward and parts:
+        raise ValueError(f"--backward times operators, it does not go with --{parts[0]}")
     if not parts:
         parts = ["operators"] if device == "cpu" else ["numerics", "operators"]
     shape = Shape(
@@ -79,7 +84,7 @@ def bench(
         rounds=rounds,
         threads=threads,
     )
-    settings = {name: settings_of(name, device, flex, shape) for name in parts}
+    settings = {name: settings_of(name, device, flex, backward, shape) for name in parts}
     _measure(settings, models, gpu, out, page)
 
 

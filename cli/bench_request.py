@@ -44,7 +44,7 @@ class Shape:
     threads: int | None
 
 
-def settings_of(part: str, device: str, flex: bool, shape: Shape) -> Settings:
+def settings_of(part: str, device: str, flex: bool, backward: bool, shape: Shape) -> Settings:
     """The settings of a part: its defaults for the device, and what was asked for."""
     import torch
 
@@ -60,7 +60,8 @@ def settings_of(part: str, device: str, flex: bool, shape: Shape) -> Settings:
     for name in ("heads", "head_dim", "batch", "text", "rounds"):
         asked[name] = getattr(shape, name)
     given = {name: value for name, value in asked.items() if value is not None}
-    return replace(DEFAULTS[part, kind], device=device, flex=flex, **given)
+    backward = backward and part == "operators"
+    return replace(DEFAULTS[part, kind], device=device, flex=flex, backward=backward, **given)
 
 
 def parse_device(name: str | None) -> str:

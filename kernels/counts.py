@@ -18,13 +18,21 @@ class KeyCount(NamedTuple):
 
 
 def mean_within(
-    sizes: Sequence[int], cells: Sequence[int], units: Sequence[int], reach: int
+    sizes: Sequence[int],
+    cells: Sequence[int],
+    units: Sequence[int],
+    reach: int,
+    weights: Sequence[int] = (1, 1, 1),
 ) -> float:
-    """Keys, one every `units` tokens, nearer than `reach` between `cells`; mean over tokens."""
+    """Keys, one every `units` tokens, nearer than `reach` between `cells`; mean over tokens.
+
+    The square of a distance along each axis counts `weights` times.
+    """
     axes = [_gaps(*axis) for axis in zip(sizes, cells, units, strict=True)]
     total = 0
     for choice in product(*axes):
-        if sum(gap * gap for gap, _ in choice) < reach * reach:
+        squares = (w * gap * gap for w, (gap, _) in zip(weights, choice, strict=True))
+        if sum(squares) < reach * reach:
             total += _prod(count for _, count in choice)
     return total / _prod(sizes)
 

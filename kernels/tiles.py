@@ -72,20 +72,27 @@ class Axis(NamedTuple):
 
 
 def within(
-    queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor], cells: Sequence[int], reach: int
+    queries: Sequence[torch.Tensor],
+    keys: Sequence[torch.Tensor],
+    cells: Sequence[int],
+    reach: int,
+    weights: Sequence[int] = (1, 1, 1),
 ) -> torch.Tensor:
     """Whether the cells of a query and of a key are closer than `reach` tokens, [queries, keys].
 
     `queries` and `keys` are token positions along each axis, `cells` the cell's sides. The distance
-    is that of the two cells' nearest tokens: with sides of 1, the open ball of radius `reach`.
+    is that of the two cells' nearest tokens: with sides of 1, the open ball of radius `reach`. Its
+    square along each axis counts `weights` times.
     """
     rank = len(cells)
     total = 0
-    for axis, (query, key, cell) in enumerate(zip(queries, keys, cells, strict=True)):
+    for axis, (query, key, cell, weight) in enumerate(
+        zip(queries, keys, cells, weights, strict=True)
+    ):
         gap = ((query[:, None] // cell - key // cell).abs().sub(1) * cell + 1).clamp_min(0)
         shape = [1] * (2 * rank)
         shape[axis], shape[rank + axis] = gap.shape
-        total = total + (gap * gap).view(shape)
+        total = total + (weight * gap * gap).view(shape)
     return (total < reach * reach).flatten(rank).flatten(0, rank - 1)
 
 

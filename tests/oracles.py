@@ -1,5 +1,8 @@
 """Shared by the operator tests: seeded tensors, dense attention in plain formulas, tolerances."""
 
+from fractions import Fraction
+from itertools import product
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +26,20 @@ def dense(q, k, v, visible=None, scale=None):
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     return torch.einsum("bhnm,bhmd->bhnd", scores.softmax(-1), v)
+
+
+def ellipsoid_mask(layout, radius, frames_radius):
+    """What local attention on a video sees, [N, N], in exact fractions."""
+    radii = (frames_radius, radius, radius)
+    inside = torch.empty(layout.grid, dtype=torch.bool)
+    for gaps in product(*map(range, layout.grid)):
+        squares = (Fraction(gap, most) ** 2 for gap, most in zip(gaps, radii, strict=True))
+        inside[gaps] = sum(squares) < 1
+    where = layout.coords()
+    visible = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool)
+    gaps = (where[:, None] - where).abs().unbind(-1)
+    visible[layout.grid_slice, layout.grid_slice] = inside[gaps]
+    return visible
 
 
 class LargestTensor(TorchDispatchMode):

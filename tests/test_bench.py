@@ -81,6 +81,19 @@ def test_bench_end_to_end(run, tmp_path):
     assert "| 12x16 | local, radius 2 " in printed
 
 
+def test_backward_from_the_command_line(run, tmp_path):
+    shape = ["--grid", "8", "--radius", "2", "--heads", 1, "--head-dim", 16, "--no-flex"]
+    clock = ["--rounds", 2, "--threads", 1, "--device", "cpu"]
+    code, printed, _ = run("--backward", *shape, *clock, "--out", tmp_path)
+    assert code == 0
+    assert "0 text tokens; forward and backward." in printed
+    figures = json.loads((tmp_path / "backward-float32-cpu-1-thread.json").read_text())
+    assert figures["about"]["backward"] is True
+    methods = [row["method"] for row in figures["rows"] if row["impl"] in ("sdpa", "torch")]
+    assert methods[0] == "dense"
+    assert {"local, radius 2", "foveated, radius 2, 1 level", "linear, elu"} <= {*methods}
+
+
 @pytest.mark.gpu
 def test_bench_on_a_gpu(run, tmp_path):
     shape = ["--grid", "16", "--radius", "4", "--heads", 2, "--head-dim", 64, "--rounds", 2]
@@ -161,6 +174,7 @@ def test_steps_of_models(run, monkeypatch):
         (["--device", "abacus"], "--device must be"),
         (["--plan", "Voodoo2"], "--plan must be A100, H100, H200, B200, 4090, 5090, MI300X"),
         (["--pipelines", "sd"], "--pipelines must be such as sd:512,flux:1024; got 'sd'"),
+        (["--backward", "--numerics"], "--backward times operators, it does not go with --numeri"),
         (["--page", "page.md"], "--page needs --out"),
         (["--page", "page.md", "--out", "x"], "--page names a file that does not exist"),
         (["--page", "empty.md", "--out", "x"], "lacks the markers <!-- operators-float32-cpu-"),

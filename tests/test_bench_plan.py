@@ -122,6 +122,8 @@ def test_flops_and_bytes_by_hand():
     case = Case(grid=(2, 3), text=1, heads=2, head_dim=8)
     assert num_flops(case, 4.0) == 4 * 2 * 8 * (6 * 4 + 1 * 7)
     assert least_bytes(case) == 4 * 2 * 7 * 8 * 4
+    assert num_flops(case, 4.0, backward=True) == 7 * 2 * 2 * 8 * (6 * 4 + 1 * 7)
+    assert least_bytes(case, backward=True) == (4 + 8) * 2 * 7 * 8 * 4
 
 
 def test_gpus_by_name():

@@ -118,3 +118,27 @@ def test_rows_of_operators(monkeypatch):
     (only,) = refused
     assert only[:3] == ("broken", "torch", "4x4")
     assert "shape" in only.reason
+
+
+def test_backward_takes_the_gradients_of_every_input():
+    case = Case(grid=(3, 4), heads=1, head_dim=8)
+    seen = []
+
+    def attend(*qkv):
+        qkv = [x.clone() for x in qkv]
+        for name, x in zip("qkv", qkv, strict=True):
+            x.register_hook(lambda grad, name=name: seen.append((name, grad.shape)))
+        return exact_dense(*qkv)
+
+    hooked = _stand_in("hooked", "torch", attend)
+    forward_only = _stand_in("forward only", "torch", lambda q, k, v: exact_dense(q, k, v).detach())
+    entries = [dense(case), hooked, forward_only]
+    timed, refused = operators.time_operators(case, entries, 2, show=False, backward=True)
+    assert [row.method for row in timed] == ["dense", "hooked"]
+    assert timed[0].flops_per_second == 7 * 2 * 8 * 12 * 12 / timed[0].seconds
+    # the first call and two rounds
+    shape = case.qkv()[0].shape
+    assert sorted(seen) == sorted([(name, shape) for name in "qkv"] * 3)
+    (only,) = refused
+    assert only.method == "forward only"
+    assert "does not require grad" in only.reason

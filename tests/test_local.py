@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.kernels import Segment, TokenLayout, local_attention, local_keys, proportional_scale
-from oracles import FLOAT32, FLOAT64, dense, make_qkv
+from oracles import FLOAT32, FLOAT64, dense, ellipsoid_mask, make_qkv
 
 GRIDS = [(1, 13, 17), (1, 1, 37), (1, 37, 1), (1, 8, 40), (1, 40, 8), (3, 7, 9), (9, 4, 4)]
 
@@ -185,6 +185,86 @@ def test_a_radius_for_other_heads_is_refused():
         local_attention(*make_qkv(layout), layout=layout, radius=(4, 2, 1))
     with pytest.raises(ValueError, match="radius must be an integer >= 1, got 0"):
         local_attention(*make_qkv(layout), layout=layout, radius=[4, 0])
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize(
+    ("grid", "radius", "frames_radius"),
+    [
+        ((3, 7, 9), 4, 3),
+        ((9, 4, 4), 2, 7),  # frames are the longest axis
+        ((5, 1, 12), 10, 5),  # 3 frames and 8 tokens away is on the border: outside
+        ((4, 6, 1), 3, 2),
+        ((6, 1, 1), 1, 4),
+    ],
+    ids=str,
+)
+def test_an_ellipsoid_equals_exact_fractions(impl, grid, radius, frames_radius):
+    layout = TokenLayout(text=3, grid=grid)
+    qkv = make_qkv(layout, requires_grad=True)
+    mask = ellipsoid_mask(layout, radius, frames_radius)
+    out = local_attention(
+        *qkv, layout=layout, radius=radius, frames_radius=frames_radius, impl=impl
+    )
+    want = dense(*qkv, mask)
+    torch.testing.assert_close(out, want, **FLOAT64)
+    weight = torch.randn_like(out)
+    grads = [torch.autograd.grad((x * weight).sum(), qkv) for x in (out, want)]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, **FLOAT64)
+    keys = local_keys(layout, radius, frames_radius)
+    needed = mask[layout.grid_slice].sum() / layout.num_grid
+    assert keys.needed == pytest.approx(needed.item())
+    assert keys.needed <= keys.visited <= layout.num_tokens
+
+
+def test_an_ellipsoid_between_its_limits():
+    layout = TokenLayout(text=2, grid=(4, 6, 5))
+    q, k, v = make_qkv(layout)
+
+    def attend(radius, frames_radius):
+        return local_attention(q, k, v, layout=layout, radius=radius, frames_radius=frames_radius)
+
+    assert torch.equal(attend(3, 3), attend(3, None))
+    torch.testing.assert_close(attend(9, 50), dense(q, k, v), **FLOAT64)
+    # one frame: its own disc
+    of_one_frame = TokenLayout(text=2, grid=(1, 6, 5))
+    own = [torch.cat((x[:, :, :2], x[:, :, 32:62]), 2) for x in (q, k, v)]
+    disc = local_attention(*own, layout=of_one_frame, radius=3)
+    torch.testing.assert_close(attend(3, 1)[:, :, 32:62], disc[:, :, 2:], **FLOAT64)
+    with_frames = local_attention(*own, layout=of_one_frame, radius=3, frames_radius=7)
+    torch.testing.assert_close(with_frames, disc, **FLOAT64)
+
+
+def test_each_head_may_have_its_ellipsoid():
+    layout = TokenLayout(text=3, grid=(4, 5, 6))
+    q, k, v = make_qkv(layout, heads=3)
+    radii = (4, 2, 4)
+    mask = torch.stack([ellipsoid_mask(layout, radius, 2) for radius in radii])
+    for impl in ("torch", "reference"):
+        out = local_attention(q, k, v, layout=layout, radius=radii, frames_radius=2, impl=impl)
+        torch.testing.assert_close(out, dense(q, k, v, mask), **FLOAT64)
+    each = [local_keys(layout, radius, 2).needed for radius in radii]
+    assert local_keys(layout, radii, 2).needed == pytest.approx(sum(each) / 3)
+
+
+@pytest.mark.parametrize("frames_radius", [0, -1, 1.5, True])
+def test_a_bad_frames_radius_is_refused(frames_radius):
+    layout = TokenLayout(grid=(2, 3, 3))
+    with pytest.raises(ValueError, match="frames_radius must be an integer >= 1"):
+        local_attention(*make_qkv(layout), layout=layout, frames_radius=frames_radius)
+    with pytest.raises(ValueError, match="frames_radius must be an integer >= 1"):
+        local_keys(layout, 2, frames_radius)
+
+
+def test_radii_whose_product_passes_int32_are_refused():
+    layout = TokenLayout(grid=(2, 3, 3))
+    qkv = make_qkv(layout)
+    options = {"layout": layout, "radius": (5, 7)}
+    with pytest.raises(ValueError, match=r"at most 46340, got 46347"):
+        local_attention(*qkv, **options, frames_radius=6621)
+    out = local_attention(*qkv, **options, frames_radius=6620)
+    torch.testing.assert_close(out, dense(*qkv), **FLOAT64)
 
 
 @pytest.mark.parametrize("radius", [0, -1, 2.5, True])

@@ -212,6 +212,7 @@ def test_repr_shows_what_is_set():
     [
         (lambda: LocalAttnProcessor(radius=0), "radius must be an integer >= 1, got 0"),
         (lambda: LocalAttnProcessor(radius=2.5), "radius must be an integer >= 1, got 2.5"),
+        (lambda: LocalAttnProcessor(frames_radius=0), "frames_radius must be an integer >= 1"),
         (lambda: LocalAttnProcessor(proportional=1), "proportional must be an integer >= 2"),
         (lambda: LocalAttnProcessor(grid=(4,)), r"grid must be \(rows, columns\) or"),
         (lambda: LocalAttnProcessor(grid=(4, 0)), r"grid must be \(rows, columns\) or"),

@@ -8,6 +8,7 @@ from triton_interpreter import DEVICE  # isort: skip, before triton
 from foveate.kernels import Segment, TokenLayout, local_attention
 from foveate.kernels.triton import local_launch
 from foveate.kernels.triton.local_tiles import LocalTiles
+from oracles import ellipsoid_mask
 
 
 def separate(layout, heads, dim, batch=1):
@@ -21,16 +22,21 @@ def side_by_side(layout, heads, dim, batch=1):
     return list(qkv.transpose(1, 3).unbind(2))
 
 
+def masked(q, k, v, seen):
+    """Dense attention of the tensors' own dtype, as one would write it."""
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
 def plain(q, k, v, layout, radius):
-    """Dense masked attention of the tensors' own dtype, as one would write it."""
+    """Over discs and balls."""
     where = layout.coords(q.device)
     seen = torch.ones(layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=q.device)
     distance = (where[:, None] - where).square().sum(-1)
     reach = torch.tensor(radius, device=q.device).square().view(-1, 1, 1)  # of one head or each
     seen = seen.repeat(len(reach), 1, 1)
     seen[:, layout.grid_slice, layout.grid_slice] = distance < reach
-    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1)
+    return masked(q, k, v, seen)
 
 
 def triton(q, k, v, layout, radius):
@@ -133,6 +139,44 @@ def test_a_radius_for_each_head(make, grid):
     assert_close(triton, make(layout, 3, 16, batch=2), layout, (2, 5, 2))
 
 
+@pytest.mark.parametrize(
+    ("make", "grid", "dim", "radius", "frames_radius"),
+    [
+        (side_by_side, (3, 5, 9), 16, (3,), 5),
+        (separate, (5, 1, 12), 40, (10,), 5),  # 3 frames and 8 tokens away is on the border
+        (separate, (3, 5, 1), 16, (4,), 2),
+        (side_by_side, (2, 5, 4), 16, (2, 5), 2),
+        (separate, (2, 9, 3), 16, (3,), 1),
+    ],
+    ids=str,
+)
+def test_an_ellipsoid(make, grid, dim, radius, frames_radius):
+    layout = TokenLayout(text=3, grid=grid)
+
+    def attend(q, k, v, layout, radius):
+        return local_attention(
+            q, k, v, layout=layout, radius=radius, frames_radius=frames_radius, impl="triton",
+            return_lse=True,
+        )  # fmt: skip
+
+    def fractions(q, k, v, layout, radius):
+        seen = torch.stack([ellipsoid_mask(layout, one, frames_radius) for one in radius])
+        return masked(q, k, v, seen.to(DEVICE))
+
+    assert_close(attend, make(layout, len(radius), dim), layout, radius, fractions)
+
+
+def test_half_precision_of_an_ellipsoid(monkeypatch):
+    # keys by descriptors, whose boxes run over the end of a frame
+    monkeypatch.setattr(local_launch, "tiles_for", lambda *_: LocalTiles(8, 8, 8, 8, tma=True))
+    layout = TokenLayout(grid=(3, 9, 5))
+    q, k, v = (x.bfloat16() for x in separate(layout, 1, 16))
+    options = {"layout": layout, "radius": 4, "frames_radius": 2}
+    out = local_attention(q, k, v, **options, impl="triton")
+    want, _ = masked(*(x.double() for x in (q, k, v)), ellipsoid_mask(layout, 4, 2).to(DEVICE))
+    assert (out - want).norm() < 3e-3 * want.norm()
+
+
 def test_partial_tiles_in_the_backward():
     layout = TokenLayout(text=1, grid=(1, 9, 9))
     assert_close(triton, separate(layout, 1, 16), layout, 2)
@@ -161,9 +205,9 @@ def test_the_same_numbers_in_every_run():
 
 
 def test_the_operators_pass_torchs_checks(monkeypatch):
-    layout = TokenLayout(text=3, grid=(1, 5, 4))
+    layout = TokenLayout(text=3, grid=(2, 3, 4))
     q, k, v = (x.requires_grad_() for x in side_by_side(layout, 1, 16))
-    options = (3, [1, 5, 4], [2], 0.25)
+    options = (3, [2, 3, 4], [3], 2, 0.25)
     with torch.no_grad():
         out, lse = torch.ops.foveate.local_forward(q, k, v, *options)
     saved = [x.detach() for x in (out, lse, q, k, v, out, lse)]

@@ -4,7 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from foveate.attn_processors import SoftmaxAttnProcessor, apply
+from foveate.attn_processors import LocalAttnProcessor, SoftmaxAttnProcessor, apply
+from foveate.kernels import local_keys
 from foveate.kernels.layout import TokenLayout
 from probes import GainAttnProcessor
 
@@ -87,3 +88,22 @@ def test_model(build, grids, kinds):
         assert not torch.allclose(model(*arguments, return_dict=False)[0], want)
     assert set(probe.calls) == {TokenLayout(grid=grid) for grid in grids}
     assert {row.kind for row in handle.report().layers} == kinds
+
+
+@torch.no_grad()
+def test_a_radius_along_frames_reaches_the_operator():
+    model, arguments = wan_vace()
+    model.eval()
+    stock = model(*arguments, return_dict=False)[0]
+    found = {}
+    for frames_radius in (None, 2, 1):
+        processor = LocalAttnProcessor(radius=2, frames_radius=frames_radius)
+        with apply(model, processor) as handle:
+            found[frames_radius] = model(*arguments, return_dict=False)[0]
+        layout = TokenLayout(grid=(3, 4, 6))
+        keys = {row.keys.needed for row in handle.report().layers if row.kind == "self"}
+        assert keys == {local_keys(layout, 2, frames_radius).needed}
+    assert torch.equal(found[2], found[None])
+    assert not torch.allclose(found[1], found[2])
+    with apply(model, LocalAttnProcessor(radius=8, frames_radius=9)):
+        torch.testing.assert_close(model(*arguments, return_dict=False)[0], stock)

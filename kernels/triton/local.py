@@ -13,7 +13,7 @@ import torch
 from ..layout import TokenLayout
 from . import local_launch, torch_path
 from .device import interprets
-from .near import disc
+from .near import Near, disc, ellipsoid
 
 __all__ = ["local_attention"]
 
@@ -27,12 +27,16 @@ def local_attention(
     v: torch.Tensor,
     layout: TokenLayout,
     radius: int | Sequence[int],
+    frames_radius: int | None,
     scale: float | None,
 ) -> Pair:
     """out [B, H, N, D] and lse [B, H, N] of the operator of this name."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     radii = [radius] if isinstance(radius, int) else list(radius)
-    return _forward(q, k, v, layout.grid_slice.start, list(layout.grid), radii, scale)
+    start, grid = layout.grid_slice.start, list(layout.grid)
+    # without a second frame the ellipsoid is the disc
+    frames_radius = frames_radius if grid[0] > 1 else None
+    return _forward(q, k, v, start, grid, radii, frames_radius, scale)
 
 
 @torch.library.custom_op("foveate::local_forward", mutates_args=(), device_types="cuda")
@@ -43,20 +47,22 @@ def _forward(
     start: int,
     grid: Sequence[int],
     radii: Sequence[int],
+    frames_radius: int | None,
     scale: float,
 ) -> Pair:
-    return local_launch.forward(q, k, v, start, grid, disc(radii), scale)
+    return local_launch.forward(q, k, v, start, grid, _near(radii, frames_radius), scale)
 
 
 @_forward.register_kernel("cpu")
-def _(q, k, v, start, grid, radii, scale):
+def _(q, k, v, start, grid, radii, frames_radius, scale):
     if interprets():
-        return local_launch.forward(q, k, v, start, grid, disc(radii), scale)
-    return torch_path.attend(_torch_path(q, start, grid, radii, scale), (q, k, v))
+        return local_launch.forward(q, k, v, start, grid, _near(radii, frames_radius), scale)
+    function = _torch_path(q, start, grid, radii, frames_radius, scale)
+    return torch_path.attend(function, (q, k, v))
 
 
 @_forward.register_fake
-def _(q, k, v, start, grid, radii, scale):
+def _(q, k, v, start, grid, radii, frames_radius, scale):
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     return local_launch.empty_like(q), lse
 
@@ -73,24 +79,24 @@ def _backward(
     start: int,
     grid: Sequence[int],
     radii: Sequence[int],
+    frames_radius: int | None,
     scale: float,
 ) -> Triple:
-    return local_launch.backward(
-        grad_out, grad_lse, q, k, v, out, lse, start, grid, disc(radii), scale
-    )
+    saved = (grad_out, grad_lse, q, k, v, out, lse)
+    return local_launch.backward(*saved, start, grid, _near(radii, frames_radius), scale)
 
 
 @_backward.register_kernel("cpu")
-def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, scale):
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, frames_radius, scale):
     if interprets():
         saved = (grad_out, grad_lse, q, k, v, out, lse)
-        return local_launch.backward(*saved, start, grid, disc(radii), scale)
-    function = _torch_path(q, start, grid, radii, scale)
+        return local_launch.backward(*saved, start, grid, _near(radii, frames_radius), scale)
+    function = _torch_path(q, start, grid, radii, frames_radius, scale)
     return torch_path.differentiate(function, (q, k, v), (grad_out, grad_lse))
 
 
 @_backward.register_fake
-def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, scale):
+def _(grad_out, grad_lse, q, k, v, out, lse, start, grid, radii, frames_radius, scale):
     return tuple(local_launch.empty_like(x) for x in (q, k, v))
 
 
@@ -101,17 +107,22 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_out, grad_lse):
     grads = _backward(grad_out, grad_lse, *ctx.saved_tensors, *ctx.options)
-    return *grads, None, None, None, None
+    return *grads, *[None] * len(ctx.options)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _torch_path(q, start, grid, radii, scale) -> Callable[..., Pair]:
+def _near(radii: Sequence[int], frames_radius: int | None) -> Near:
+    return disc(radii) if frames_radius is None else ellipsoid(radii, frames_radius)
+
+
+def _torch_path(q, start, grid, radii, frames_radius, scale) -> Callable[..., Pair]:
     from ..local import local_attention
 
     layout = torch_path.layout_of(q, start, grid)
     radius = radii[0] if len(radii) == 1 else tuple(radii)
     return partial(
-        local_attention, layout=layout, radius=radius, scale=scale, impl="torch", return_lse=True
-    )
+        local_attention, layout=layout, radius=radius, frames_radius=frames_radius, scale=scale,
+        impl="torch", return_lse=True,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from .rings import attend_ring
 from .rows import load_keys, load_rows, store_rows
 from .softmax import LN2, scores, update
 from .walk import next_tile, tile_of, tokens_of
-from .windows import DISC, part_of, sight_of, visible, walk_of
+from .windows import ELLIPSOID, part_of, sight_of, visible, walk_of
 
 __all__ = ["attend_context", "attend_near", "local_forward_kernel"]
 
@@ -152,7 +152,7 @@ def local_forward_kernel(
     tile = tl.program_id(0) % tiles
     extents = (extent_t, extent_y, extent_x)
     place = None
-    if WINDOW == DISC:
+    if WINDOW <= ELLIPSOID:
         t, y0, x0 = tile_of(tile, height, width, TH, TW, FRAMES)
     else:
         t, y0, x0, frames, height, width, place = part_of(

@@ -1,4 +1,4 @@
-"""The near tokens of a query, as a call of the kernels describes them: discs, boxes or windows."""
+"""The near tokens of a query, as a call of the kernels describes them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from itertools import groupby
 import torch
 
 from .local_tiles import canonical
-from .windows import BOX, CUT, DISC
+from .windows import BOX, CUT, DISC, ELLIPSOID
 
-__all__ = ["Near", "boxes", "cut_windows", "disc"]
+__all__ = ["Near", "boxes", "cut_windows", "disc", "ellipsoid"]
 
 Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Near:
-    """`kind` of `windows.py`; radius of a disc, or axis by axis the numbers of a box or window."""
+    """`kind` of `windows.py`; radius of a disc, or axis by axis the numbers of a box or window.
+
+    Of an ellipsoid, the radius in a frame, and along frames the extent.
+    """
 
     kind: int
     radius: int = 1
@@ -30,7 +33,7 @@ class Near:
     def canonical(self, grid: Sequence[int], frames_are_rows: bool) -> tuple[Near, Grid]:
         """Itself and the grid, axes of one token first; nothing is larger than its axis."""
         if not self.is_box:
-            return self, canonical(grid, frames_are_rows)
+            return self, canonical(grid, frames_are_rows and self.kind == DISC.value)
         order = sorted(range(3), key=lambda axis: grid[axis] > 1)
         grid = tuple(grid[axis] for axis in order)
         extents, steps = (
@@ -64,12 +67,12 @@ class Near:
     @property
     def is_box(self) -> bool:
         """Whether what a query sees is an interval of each axis."""
-        return self.kind != DISC.value
+        return self.kind in (BOX.value, CUT.value)
 
     @property
     def is_one_disc(self) -> bool:
         """Whether all heads see discs of one radius."""
-        return not self.is_box and self.radii is None
+        return self.kind == DISC.value and self.radii is None
 
     @property
     def fits_descriptors(self) -> bool:
@@ -96,6 +99,11 @@ def disc(radii: Sequence[int]) -> Near:
     """Tokens nearer than a radius, one for all heads or one for each."""
     same = len(set(radii)) == 1
     return Near(DISC.value, max(radii), None if same else tuple(radii))
+
+
+def ellipsoid(radii: Sequence[int], frames_radius: int) -> Near:
+    """Discs that shrink from frame to frame, down to nothing `frames_radius` frames away."""
+    return replace(disc(radii), kind=ELLIPSOID.value, extents=(frames_radius, 1, 1))
 
 
 def boxes(kernel_size: Sequence[int], dilation: Sequence[int], is_causal: Sequence[bool]) -> Near:

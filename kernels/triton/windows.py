@@ -1,4 +1,4 @@
-"""Which tokens of the grid attend to which, as Triton helpers: discs, boxes, windows.
+"""Which tokens of the grid attend to which, as Triton helpers: discs, ellipsoids, boxes, windows.
 
 A kernel has two questions: which box of tokens does a tile walk, and which pairs in it count. For a
 box (NATTEN's neighbourhood, arXiv:2204.07143) both follow from the token where the box of a query
@@ -14,12 +14,14 @@ import triton.language as tl
 
 from .walk import box, near_of, tile_of
 
-__all__ = ["BOX", "CUT", "DISC", "part_of", "sight_of", "visible", "walk_of"]
+__all__ = ["BOX", "CUT", "DISC", "ELLIPSOID", "part_of", "sight_of", "visible", "walk_of"]
 
-# the near tokens of a query are those of a disc, of a box, or the window that it lies in
+# the near tokens of a query are those of a disc, of an ellipsoid, of a box, or the window that it
+# lies in; an ellipsoid is a disc in each frame, and extents[0] its radius along frames
 DISC = tl.constexpr(0)
-BOX = tl.constexpr(1)
-CUT = tl.constexpr(2)
+ELLIPSOID = tl.constexpr(1)
+BOX = tl.constexpr(2)
+CUT = tl.constexpr(3)
 
 
 @triton.jit
@@ -112,11 +114,11 @@ def walk_of(
 ):  # fmt: skip
     """Rows, columns and frames that a tile walks, each begin and end."""
     t1 = t + 1
-    if WINDOW == DISC:
+    if WINDOW <= ELLIPSOID:
         y, y1 = box(y, height, halo, TH, CELL)
         x, x1 = box(x, width, halo, TW, CELL)
         if FRAMES:
-            t, t1 = box(t, frames, reach - 1, 1, 1)
+            t, t1 = box(t, frames, (reach if WINDOW == DISC else extents[0]) - 1, 1, 1)
     else:
         y, y1 = _stretch(y, height, extents[1], (causal & 2) > 0, TH, WALKS_KEYS)
         x, x1 = _stretch(x, width, extents[2], (causal & 4) > 0, TW, WALKS_KEYS)
@@ -130,7 +132,7 @@ def sight_of(
     y, x, height, width, extents, causal, WINDOW: tl.constexpr, WALKS_KEYS: tl.constexpr
 ):  # fmt: skip
     """What `visible` compares of the stationary tokens along y and x: theirs or their boxes'."""
-    if WINDOW != DISC and WALKS_KEYS:
+    if WINDOW > ELLIPSOID and WALKS_KEYS:
         y = _start(y, height, tl.minimum(extents[1], height), (causal & 2) > 0)
         x = _start(x, width, tl.minimum(extents[2], width), (causal & 4) > 0)
     return y, x
@@ -161,9 +163,12 @@ def visible(
 
     Either way it is one comparison a pair: along x, with a limit that depends on y.
     """
-    if WINDOW == DISC:
+    if WINDOW <= ELLIPSOID:
         within = reach * reach
-        if FRAMES:
+        if WINDOW == ELLIPSOID:
+            # dy^2 + dx^2 < within - (dt reach / extent)^2 in integers; what is walked fits int32
+            within -= (dt * reach) * (dt * reach) // (extents[0] * extents[0])
+        elif FRAMES:
             within -= dt * dt
         within = within.to(tl.float32)
         return near_of(*sight, y, x, height, width, within, M, KH, KW, CELL, CELL)

@@ -45,17 +45,21 @@ def part_name(part: str, settings: Settings, gpu: GPU | None = None) -> str:
     if gpu is not None:
         return f"{part}-{gpu.name.lower()}"
     where = slug(settings.device, settings.threads)
+    if part == "operators" and settings.backward:
+        part = "backward"
     return f"{part}-{where}" if part == "pipelines" else f"{part}-{_dtype(settings)}-{where}"
 
 
 def operators_part(settings: Settings) -> Part:
-    """Times every implementation at every grid."""
+    """Times every implementation at every grid, forward or forward and backward."""
     rows, refused = [], []
     with settings.applied_threads():
         for grid in settings.grids:
             case = settings.case(grid)
             entries = candidates(case, settings.radii, settings.flex)
-            timed, not_run = time_operators(case, entries, settings.rounds, settings.threads)
+            timed, not_run = time_operators(
+                case, entries, settings.rounds, settings.threads, backward=settings.backward
+            )
             rows += timed
             refused += not_run
             # what was compiled for this grid is of no use for the next
@@ -125,11 +129,12 @@ def _part(part, settings, fields, tables, *, timed=(), wrong=()) -> Part:
     on = machine(settings.device, settings.threads)
     shape = {} if part == "pipelines" else _shape(settings)
     title = ", ".join(f"{key} {value}" for key, value in on.items())
-    title += f"; {_shape_text(settings)}." if shape else "."
+    title += f"; {_shape_text(settings)}" if shape else ""
+    title += "; forward and backward." if settings.backward else "."
     return Part(
         name=part_name(part, settings),
         title=title,
-        fields={"about": on | shape | {"measured": True}, **fields},
+        fields={"about": on | shape | {"backward": settings.backward, "measured": True}, **fields},
         text="\n\n".join([title, *filter(None, tables)]),
         timed=timed,
         failures=wrong,

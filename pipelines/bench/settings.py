@@ -17,7 +17,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Shapes, radii in tokens, rounds of timing, threads of a CPU."""
+    """Shapes, radii in tokens, rounds of timing, threads of a CPU, whether gradients are timed."""
 
     grids: tuple[Grid, ...]
     radii: tuple[int, ...]
@@ -30,6 +30,7 @@ class Settings:
     threads: int = 1
     device: str = "cpu"
     flex: bool = True
+    backward: bool = False
 
     def __post_init__(self) -> None:
         for name in ("heads", "head_dim", "batch", "rounds", "threads"):
