@@ -31,12 +31,14 @@ class Mode:
 
     options: (layout, radius, pool, layer number) -> keyword arguments of both functions.
     describe: (radius, pool) -> what these two mean, for reports.
+    has_lse: whether it is a softmax over some of the keys, which joins with others.
     """
 
     operator: Callable[..., torch.Tensor]
     keys: Callable[..., KeyCount]
     options: Callable[[TokenLayout, int, int, int], dict[str, object]]
     describe: Callable[[int, int], str]
+    has_lse: bool = True
 
     def attend(
         self,
@@ -49,9 +51,12 @@ class Mode:
         pool: int,
         layer: int,
         scale: float | None,
-    ) -> torch.Tensor:
-        """The operator's output for q, k, v [B, H, N, D]."""
+        return_lse: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """The operator's output for q, k, v [B, H, N, D]; with `return_lse`, lse [B, H, N] too."""
         options = self.options(layout, radius, pool, layer)
+        if return_lse:
+            options["return_lse"] = True
         return self.operator(q, k, v, layout=layout, scale=scale, **options)
 
     def count_keys(self, layout: TokenLayout, *, radius: int, pool: int, layer: int) -> KeyCount:
@@ -98,5 +103,6 @@ MODES = {
         agent_keys,
         _agents,
         lambda radius, pool: f"one agent for {pool} x {pool} tokens",
+        has_lse=False,
     ),
 }

@@ -54,9 +54,9 @@ class Recorder:
         """Forget the sampling before."""
         self.forwards = 0
         self.model = ""
-        self.unknown_model: str | None = None
         self.cross_calls = 0
         self.unreadable: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self._layers: dict[str | int, LayerRecord] = {}
         self._logged: set[str] = set()
 
@@ -76,23 +76,27 @@ class Recorder:
             self._logged.add(reason)
             logger.warning("foveate: left alone: %s (more in Foveate Report)", reason)
 
-    def text(self, rules: Sequence[object]) -> str:
-        """The report on what `rules` asked for."""
-        lines = [str(rule) for rule in rules]
-        if self.unknown_model is not None:
-            return "\n".join([*lines, self.unknown_model])
+    def text(self, rules: Sequence[object], notes: Sequence[str] = ()) -> str:
+        """The report on what `rules` of operators asked for; `notes` are of the other nodes."""
+        lines = [*map(str, rules), *notes]
         layers = list(self._layers.values())
         if not (layers or self.cross_calls or self.unreadable):
             return "\n".join([*lines, _UNSEEN])
-        ran = sum(layer.ran > 0 for layer in layers)
-        lines += [
-            f"{self.model}: ran in {ran} of {len(layers)} layers, {self.forwards} forwards",
-            "",
-            *_table([_HEADER, *_rows(layers)]),
-        ]
-        if self.cross_calls:
-            lines += ["", f"{self.cross_calls} calls of cross-attention, always left alone."]
+        if rules:
+            ran = sum(layer.ran > 0 for layer in layers)
+            lines += [
+                f"{self.model}: ran in {ran} of {len(layers)} layers, {self.forwards} forwards",
+                "",
+                *_table([_HEADER, *_rows(layers)]),
+            ]
+            if self.cross_calls:
+                lines += ["", f"{self.cross_calls} calls of cross-attention, without operators."]
+        else:
+            lines += [f"{self.model}: {self.forwards} forwards"]
         lines += [f"{count} calls not read: {why}" for why, count in self.unreadable.items()]
+        lines += [
+            f"{count} calls without regions or maps: {why}" for why, count in self.refused.items()
+        ]
         return "\n".join(lines)
 
 

@@ -6,11 +6,13 @@ against a real ComfyUI keeps this file honest.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-APPLY_MODEL, OUTER_SAMPLE = "apply_model", "outer_sample"
+APPLY_MODEL, PREDICT_NOISE, OUTER_SAMPLE = "apply_model", "predict_noise", "outer_sample"
 SLOT = "optimized_attention_override"
 
 
@@ -65,20 +67,37 @@ class Patcher:
     def _all(self, wrapper_type):
         return [w for keyed in self.wrappers.get(wrapper_type, {}).values() for w in keyed]
 
-    def sample(self, x, context, sigmas=(1.0,), **conds):
-        """One sampling, with a forward for each sigma; the outputs and what was in the options."""
-        seen = []
+    def sample(self, x, context, sigmas=(1.0,), prompts=None, sampler="euler", **conds):
+        """One sampling, with an evaluation for each sigma; the outputs and what was in the options.
 
-        def inner():
+        prompts: what an evaluation runs, a forward for each: (contexts that share it, their names,
+            whether each is the positive prompt's 0 or the negative's 1). The latent is then not x
+            in every step, but x moved by the square of sigma.
+        """
+        seen, schedule = [], torch.tensor([*sigmas, 0.0])
+
+        def forward(sigma, contexts, names, which):
+            moved = x if prompts is None else x + 0.3 * sigma**2 * x.roll(1, -1)
+            moved = torch.cat([moved] * len(names))
+            options = dict(self.options)
+            options |= {"uuids": names, "cond_or_uncond": which, "sample_sigmas": schedule}
+            t = torch.full((len(moved),), sigma)
+            run = Executor(self.model.apply, self.model, self._all(APPLY_MODEL))
+            seen.append(run(moved, t, None, torch.cat(contexts), None, options, **conds))
+            assert options.get(SLOT) is self.options.get(SLOT), "an override was left behind"
+
+        def evaluate(sigma):
+            for each in prompts or [([context], ["prompt"], [0])]:
+                forward(sigma, *each)
+
+        def inner(*_):
             for sigma in sigmas:
-                options = dict(self.options)
-                t = torch.full((x.shape[0],), sigma)
-                forward = Executor(self.model.apply, self.model, self._all(APPLY_MODEL))
-                seen.append(forward(x, t, None, context, None, options, **conds))
-                assert options.get(SLOT) is self.options.get(SLOT), "an override was left behind"
-            return torch.stack(seen)
+                Executor(evaluate, self, self._all(PREDICT_NOISE))(sigma)
+            return seen if prompts else torch.stack(seen)
 
-        return Executor(inner, self, self._all(OUTER_SAMPLE))()
+        function = SimpleNamespace(__name__=f"sample_{sampler}")
+        given = (None, None, SimpleNamespace(sampler_function=function), schedule)
+        return Executor(inner, self, self._all(OUTER_SAMPLE))(*given)
 
 
 class Sampling:
@@ -86,6 +105,9 @@ class Sampling:
 
     def percent_to_sigma(self, percent):
         return 1.0 - percent
+
+    def timestep(self, sigma):
+        return 1000 * sigma
 
 
 class Base:

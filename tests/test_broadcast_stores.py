@@ -7,8 +7,7 @@ import torch
 
 from broadcast_pipelines import Latents
 from foveate.attn_processors.broadcast import FractionPlan, broadcast
-from foveate.attn_processors.broadcast.arms import last_read
-from foveate.attn_processors.broadcast.stores import STORES, num_bytes
+from foveate.kernels.broadcast import STORES, last_read, num_bytes
 
 STEPS = 10
 # root mean square error over that of the input, of Gaussian values: (largest, smallest)

@@ -263,7 +263,7 @@ def test_two_nodes_share_the_sampling():
     late = install(model, _settings(mode="window", start_percent=0.5))
     assert torch.equal(out[:1], first.sample(x, context, (0.9,)))
     assert torch.equal(out[1:], late.sample(x, context, (0.2,)))
-    assert find_patch(first).rules == (_settings(mode="local", end_percent=0.5),)
+    assert find_patch(first).features.rules == (_settings(mode="local", end_percent=0.5),)
     assert len(both.wrappers["apply_model"]["foveate"]) == 1
 
 
@@ -319,7 +319,7 @@ def test_the_report_covers_the_last_sampling():
         "layer   block  ran  tokens  keys/query  of dense  left alone because",
         "0 to 1         3/3  585     98          16.7%",
         "",
-        "6 calls of cross-attention, always left alone.",
+        "6 calls of cross-attention, without operators.",
     ]
 
 

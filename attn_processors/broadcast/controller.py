@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arms import COMPUTE, CORRECT, FORECAST, REUSE, last_read
+from ...kernels.broadcast import COMPUTE, CORRECT, FORECAST, REUSE, Cache, Entry, last_read
 from .branches import Branch, Branches
-from .cache import Cache, Entry
 from .gate import Gate
 from .offload import Offload
 from .plan import Plan

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .arms import COMPUTE, CORRECT, FORECAST
+from ...kernels.broadcast import COMPUTE, CORRECT, FORECAST, Kept, Store, forecast, recall
 from .offload import Offload
-from .stores import Packed, Store
 
-__all__ = ["Gate", "Kept"]
+__all__ = ["Gate"]
 
-Kept = tuple[Packed | None, ...]
 Call = Callable[..., Any]
 
 
@@ -87,15 +85,8 @@ class Gate:
         if self.offload is not None:
             held = self.offload.take(self)
         if self.arm == FORECAST:
-            recent, older = (self._unpack(leaves) for leaves in held)
-            return tuple(
-                None if x is None else x + self.factor.to(x.dtype) * (x - y)
-                for x, y in zip(recent, older, strict=True)
-            )
-        return self._unpack(held[0])
-
-    def _unpack(self, kept: Kept) -> tuple[torch.Tensor | None, ...]:
-        return tuple(None if leaf is None else self.store.unpack(leaf) for leaf in kept)
+            return forecast(self.store, *held, self.factor)
+        return recall(self.store, held[0])
 
 
 def _leaves(out: Any) -> tuple[torch.Tensor | None, ...]:

@@ -9,6 +9,7 @@ from types import TracebackType
 
 from torch import nn
 
+from ...kernels.broadcast import store_of
 from ..hosts import check_pattern, matches, set_processor
 from ..layouts import attention_layers
 from ..redirect import Redirected
@@ -21,7 +22,6 @@ from .offload import Offload
 from .plan import Plan
 from .report import BroadcastReport, report_of
 from .run import Run
-from .stores import store_of
 from .wrapper import Broadcasting, gated
 
 __all__ = ["Attached", "Broadcast", "attach", "broadcast", "denoisers", "layer_kinds"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .stores import Packed
+from ...kernels.broadcast import Packed
 
 __all__ = ["Offload"]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from .arms import COMPUTE, FORECAST, REUSE
-from .plan import Plan, check_every
+from ...kernels.broadcast import COMPUTE, FORECAST, REUSE, check_every
+from .plan import Plan
 from .schedule import Schedule
 
 __all__ = ["PAB_PRESETS", "PabPlan"]

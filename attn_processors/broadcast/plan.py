@@ -10,23 +10,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .arms import COMPUTE, CORRECT, FORECAST, REUSE, check_row
+from ...kernels.broadcast import (
+    COMPUTE,
+    CORRECT,
+    FORECAST,
+    MIN_EVALUATIONS,
+    REUSE,
+    check_every,
+    check_fractions,
+    check_row,
+    fraction_row,
+)
 from .kinds import KINDS
 from .schedule import Schedule
 
 __all__ = [
-    "MIN_EVALUATIONS",
     "FractionPlan",
     "Plan",
     "TablePlan",
-    "check_every",
-    "check_fractions",
     "check_layers",
     "too_few",
     "unknown_layers",
 ]
 
-MIN_EVALUATIONS = 8
 _ARM_LETTERS = {"reuse": REUSE, "forecast": FORECAST, "correct": CORRECT}
 
 
@@ -80,18 +86,14 @@ class FractionPlan(Plan):
         return {layer: rows[kind] for layer, kind in layers.items()}
 
     def _row(self, schedule: Schedule, kind: str) -> str:
-        n = len(schedule)
-        if n < MIN_EVALUATIONS:
-            return COMPUTE * n
         every = {"temporal": self.temporal, "cross": self.cross}.get(kind)
-        every = self.every if every is None else every
-        letter = _ARM_LETTERS[self.arm]
-        if schedule.is_noisy:
-            every, letter = min(every, 2), REUSE if letter == FORECAST else letter
-        start, end = self.window
-        inside = [i for i in range(n) if start <= i / n < end and 0 < i < n - 2]
-        skipped = {i for place, i in enumerate(inside) if place % every}
-        return "".join(letter if i in skipped else COMPUTE for i in range(n))
+        return fraction_row(
+            len(schedule),
+            every=self.every if every is None else every,
+            window=self.window,
+            letter=_ARM_LETTERS[self.arm],
+            is_noisy=schedule.is_noisy,
+        )
 
     def notes(self, schedule: Schedule, layers: Mapping[str, str]) -> tuple[str, ...]:
         if len(schedule) < MIN_EVALUATIONS:
@@ -142,15 +144,3 @@ def check_layers(planned: Collection[str], layers: Mapping[str, str]) -> None:
             f"the plan is for other layers: it has {', '.join([*planned][:1]) or 'none'}, "
             f"the model has {', '.join([*layers][:1])}; calibrate this model"
         )
-
-
-def check_every(name: str, every: object) -> None:
-    """Raise ValueError unless `every` counts steps."""
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"{name} must be an integer >= 1 (1 computes always), got {every!r}")
-
-
-def check_fractions(name: str, window: tuple[float, float]) -> None:
-    """Raise ValueError unless `window` is (start, end) in fractions of the run."""
-    if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
-        raise ValueError(f"{name} must be (start, end) with 0 <= start < end <= 1, got {window!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .arms import COMPUTE, CORRECT, FORECAST, LEGEND, REUSE
+from ...kernels.broadcast import COMPUTE, CORRECT, FORECAST, LEGEND, REUSE
 from .controller import Controller, predicted_bytes
 
 __all__ = ["BroadcastLayer", "BroadcastReport", "report_of"]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arms import COMPUTE, FORECAST, REUSE
+from ...kernels.broadcast import COMPUTE, FORECAST, REUSE
 from .curves import MAX_LAG, Curves
 
 __all__ = ["Found", "search"]

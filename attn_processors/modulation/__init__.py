@@ -1,5 +1,6 @@
 """Steer a pipeline by phrase and region: what the prompt's words attend to, exactly."""
 
+from ...kernels.map_store import MapStore
 from .base import Composed, Modulation, Reader, compose
 from .emphasize import Emphasize
 from .explain import Explanation, LayerExplanation
@@ -11,7 +12,7 @@ from .run import Run, modulate
 from .scene import Scene
 from .self_temperature import SelfTemperature
 from .site import SceneTokens, Site
-from .span_maps import MapStore, SpanMaps
+from .span_maps import SpanMaps
 
 __all__ = [
     "Branch",

@@ -1,7 +1,6 @@
-"""Regions of the picture, and how much of each cell of a layer's grid they cover.
+"""Regions of the picture as users give them.
 
-A region is a box (x0, y0, x1, y1) in fractions of width and height, or a mask of any size. Coverage
-is an exact area average, so any size goes to any grid.
+A region is a box (x0, y0, x1, y1) in fractions of width and height, or a mask of any size.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["Region", "coverage", "read_region", "threshold"]
+from ...kernels.coverage import Region
 
-Region = tuple[float, float, float, float] | torch.Tensor
+__all__ = ["read_region", "threshold"]
 
 
 def read_region(name: str, region: object) -> Region:
@@ -48,29 +47,6 @@ def _read_box(name: str, box: Sequence[float]) -> tuple[float, float, float, flo
             f"0 <= y0 < y1 <= 1, in fractions of width and height; got {tuple(box)}"
         )
     return float(x0), float(y0), float(x1), float(y1)
-
-
-def coverage(region: Region, height: int, width: int) -> torch.Tensor:
-    """Share of every grid cell that the region covers, [height, width] in 0..1, float32."""
-    if isinstance(region, torch.Tensor):
-        rows, columns = region.shape
-        by_row = _overlaps(torch.linspace(0, 1, rows + 1, dtype=torch.float64), height)
-        by_column = _overlaps(torch.linspace(0, 1, columns + 1, dtype=torch.float64), width)
-        share = by_row @ region.double() @ by_column.T
-    else:
-        x0, y0, x1, y1 = region
-        by_row = _overlaps(torch.tensor([y0, y1], dtype=torch.float64), height)
-        by_column = _overlaps(torch.tensor([x0, x1], dtype=torch.float64), width)
-        share = by_row @ by_column.T
-    return share.clamp(0, 1).float()
-
-
-def _overlaps(edges: torch.Tensor, cells: int) -> torch.Tensor:
-    """Share of each of `cells` equal cells of [0, 1] in each interval between the edges."""
-    grid = torch.linspace(0, 1, cells + 1, dtype=torch.float64)
-    low = torch.maximum(grid[:-1, None], edges[None, :-1])
-    high = torch.minimum(grid[1:, None], edges[None, 1:])
-    return (high - low).clamp_min(0) * cells
 
 
 def threshold(share: torch.Tensor) -> torch.Tensor:

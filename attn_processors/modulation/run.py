@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from ...kernels.map_store import MapStore
 from ..base import AttnProcessor
 from ..hosts import denoiser_of
 from ..layer import Layer
@@ -21,7 +22,6 @@ from .explain import Explanation
 from .layer import ModulatedLayer
 from .moment import Moment
 from .prompts import Prompts
-from .span_maps import MapStore
 from .text_axis import TextAxis
 
 __all__ = ["Run", "modulate"]

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ...kernels.coverage import Region, coverage
 from .phrases import Range, find_phrase, last_word, read_markup
-from .regions import Region, coverage, read_region
+from .regions import read_region
 
 __all__ = ["Scene"]
 

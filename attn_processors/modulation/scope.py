@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ...kernels.map_store import check_window, is_within
 from ..hosts import check_pattern, matches
 
 __all__ = ["Scope"]
@@ -51,10 +52,7 @@ class Scope:
         return new
 
     def _check(self) -> None:
-        if len(self.steps) != 2 or not 0 <= self.steps[0] <= self.steps[1] <= 1:
-            raise ValueError(
-                f"steps must be (start, end) with 0 <= start <= end <= 1, got {self.steps!r}"
-            )
+        check_window(self.steps)
         if not isinstance(self.stride, int) or self.stride < 1:
             raise ValueError(f"stride must be an integer >= 1, got {self.stride!r}")
         if self.branch not in _BRANCHES:
@@ -75,8 +73,7 @@ class Scope:
 
     def is_now(self, progress: float) -> bool:
         """Whether a forward at this fraction of the schedule lies in the window."""
-        start, end = self.steps
-        return start <= progress < end or (end == 1 and start <= progress)
+        return is_within(progress, self.steps)
 
 
 def _is_index(head: object) -> bool:

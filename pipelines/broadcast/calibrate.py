@@ -22,13 +22,12 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from ...attn_processors.broadcast import FractionPlan, TablePlan, broadcast
-from ...attn_processors.broadcast.arms import COMPUTE, REUSE
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.curves import Curves, rounded
 from ...attn_processors.broadcast.install import attach, denoisers, layer_kinds
-from ...attn_processors.broadcast.plan import MIN_EVALUATIONS
 from ...attn_processors.broadcast.schedule import read_schedule
 from ...attn_processors.fingerprint import fingerprint
+from ...kernels.broadcast import COMPUTE, MIN_EVALUATIONS, REUSE
 from .record import WHOLE, Recording, layer_seconds
 from .runs import Runs, psnr
 

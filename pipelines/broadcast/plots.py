@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...attn_processors.broadcast.arms import ARMS, COMPUTE, FORECAST, REUSE
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.schedule import Schedule
+from ...kernels.broadcast import ARMS, COMPUTE, FORECAST, REUSE
 
 __all__ = ["plot_curves", "plot_rows"]
 

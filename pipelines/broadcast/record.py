@@ -13,8 +13,8 @@ from torch import nn
 from ...attn_processors.broadcast.branches import Branch
 from ...attn_processors.broadcast.curves import MAX_LAG
 from ...attn_processors.broadcast.gate import Gate
-from ...attn_processors.broadcast.stores import num_bytes
 from ...attn_processors.layouts import attention_layers
+from ...kernels.broadcast import num_bytes
 
 __all__ = ["WHOLE", "Recording", "layer_seconds"]
 

@@ -6,8 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .gate import Kept
-from .stores import num_bytes
+from .stores import Kept, num_bytes
 
 __all__ = ["Cache", "Entry"]
 

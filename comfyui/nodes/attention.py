@@ -1,16 +1,15 @@
-"""The nodes, for ComfyUI's V3 API. Only ComfyUI loads this file."""
+"""Foveate Attention: an operator in the attention of a model."""
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import io
 
-from .modes import MODES
-from .patch import ModelPatcher, find_patch, install
-from .settings import Settings
+from ..modes import MODES
+from ..patch import ModelPatcher, install
+from ..settings import Settings
+from .category import CATEGORY
 
-__all__ = ["FoveateAttention", "FoveateExtension", "FoveateReport"]
-
-_CATEGORY = "model_patches/foveate"
+__all__ = ["FoveateAttention"]
 
 
 class FoveateAttention(io.ComfyNode):
@@ -21,7 +20,7 @@ class FoveateAttention(io.ComfyNode):
         return io.Schema(
             node_id="FoveateAttention",
             display_name="Foveate Attention",
-            category=_CATEGORY,
+            category=CATEGORY,
             description="Attention that is sharp near each token and coarse or blind far away. "
             "Saves time on large pictures and changes them; Foveate Report says where it ran.",
             inputs=[
@@ -119,45 +118,3 @@ def _options() -> list[io.Input]:
             tooltip="Print the report to the console after every sampling.",
         ),
     ]
-
-
-class FoveateReport(io.ComfyNode):
-    """Text on what ran in the sampling that `after` comes from."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="FoveateReport",
-            display_name="Foveate Report",
-            category=_CATEGORY,
-            description="Layer by layer: where the operator ran, how many keys a query was "
-            "compared with, and why a layer was left alone.",
-            inputs=[
-                io.Model.Input("model", tooltip="The model that Foveate Attention gives."),
-                io.AnyType.Input(
-                    "after",
-                    tooltip="What the sampler gives (LATENT) or anything made of it, so that the "
-                    "report is written after the sampling.",
-                ),
-            ],
-            outputs=[io.String.Output(display_name="report", tooltip="The report as text.")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, model: ModelPatcher, after: object) -> io.NodeOutput:
-        patch = find_patch(model)
-        if patch is None:
-            raise ValueError(
-                "this model has no Foveate Attention: connect the output of that node, and see "
-                "that it is not bypassed"
-            )
-        report = patch.report()
-        return io.NodeOutput(report, ui={"text": (report,)})
-
-
-class FoveateExtension(ComfyExtension):
-    """The nodes of this folder."""
-
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FoveateAttention, FoveateReport]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["STORES", "Packed", "Store", "num_bytes", "store_of"]
+__all__ = ["STORES", "Kept", "Packed", "Store", "num_bytes", "store_of"]
 
 _GROUP = 64
 _FP8 = torch.float8_e4m3fn
@@ -24,6 +24,9 @@ class Packed(NamedTuple):
 
     parts: tuple[torch.Tensor, ...]
     dtype: torch.dtype
+
+
+Kept = tuple[Packed | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,32 @@
+"""Outputs kept from one evaluation of a model to later ones: when, how held, how forecast."""
+
+from .arms import ARMS, COMPUTE, CORRECT, FORECAST, LEGEND, REUSE, check_row, last_read
+from .cache import Cache, Entry
+from .forecast import forecast, recall
+from .fractions import MIN_EVALUATIONS, check_every, check_fractions, fraction_row
+from .stores import STORES, Kept, Packed, Store, num_bytes, store_of
+
+__all__ = [
+    "ARMS",
+    "COMPUTE",
+    "CORRECT",
+    "FORECAST",
+    "LEGEND",
+    "MIN_EVALUATIONS",
+    "REUSE",
+    "STORES",
+    "Cache",
+    "Entry",
+    "Kept",
+    "Packed",
+    "Store",
+    "check_every",
+    "check_fractions",
+    "check_row",
+    "forecast",
+    "fraction_row",
+    "last_read",
+    "num_bytes",
+    "recall",
+    "store_of",
+]
