@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-__all__ = ["MASKED", "Attend", "Project", "Redirected", "redirect", "redirected_class"]
+__all__ = ["BIASED", "MASKED", "Attend", "Project", "Redirected", "redirect", "redirected_class"]
 
 # what padding that a model hides looks like; any other mask is a bias added to the logits
 MASKED = "the call carries a boolean attention mask"
+BIASED = "the call carries an attention mask"
 
 _METHOD_OF_CALL = {
     "scaled_dot_product_attention": "_foveate_sdpa",
@@ -176,7 +177,7 @@ def _special(
         return "the call shares key heads (enable_gqa)"
     if attn_mask is None:
         return None
-    return MASKED if attn_mask.dtype == torch.bool else "the call carries an attention mask"
+    return MASKED if attn_mask.dtype == torch.bool else BIASED
 
 
 class _PointAtSelf(ast.NodeTransformer):

@@ -67,6 +67,8 @@ PLANS = {
     "low rank and groups": lambda: Plan(low_rank=low_rank(), grouped=grouped()),
     "low rank and groups by row": lambda: Plan(low_rank=low_rank(9), grouped=grouped(rows=B)),
     "keys and values": lambda: Plan(keys=rand(B, H, M, D), values=rand(B, H, M, D)),
+    "queries and keys of one row": lambda: Plan(queries=rand(1, H, N, D), keys=rand(1, H, M, D)),
+    "value scale": lambda: Plan(value_scale=rand(M), value_map=lambda v: v.flip(2)),
     "value map": lambda: Plan(value_map=lambda v: v.flip(2) - 0.5 * v),
     "extra": lambda: Plan(extra=(Extra(rand(B, H, 4, D), rand(1, 1, 4, D)),)),
     "extra with groups": lambda: Plan(
@@ -141,10 +143,51 @@ def test_value_maps_apply_in_order_and_branches_nest():
     torch.testing.assert_close(got, weight * eager(q, k, v, Plan(q_scale=6.0)), **FLOAT64)
 
 
-def test_two_replacements_are_refused():
-    plan = Plan(values=rand(B, H, M, D))
+@pytest.mark.parametrize("name", ["queries", "keys", "values"])
+def test_two_replacements_are_refused(name):
+    plan = Plan(**{name: rand(B, H, M, D)})
     with pytest.raises(ValueError, match="replace the same"):
         merge_plans([plan, plan])
+
+
+def test_scales_of_values_multiply_and_come_before_maps():
+    one, two = Plan(value_scale=rand(M)), Plan(value_scale=rand(M))
+    mapped = Plan(value_map=lambda v: v.cumsum(2))
+    q, k, v = rand(B, H, N, D), rand(B, H, M, D), rand(B, H, M, D)
+    scaled = v * (one.value_scale * two.value_scale)[:, None]
+    want = eager(q, k, scaled.cumsum(2), Plan())
+    for plans in ([one, two, mapped], [mapped, two, one]):
+        torch.testing.assert_close(lower(q, k, v, plan=merge_plans(plans))[0], want, **FLOAT64)
+
+
+@pytest.mark.parametrize("rows", [1, B])
+def test_padding_is_hidden_unless_keys_are_replaced(rows):
+    q, k, v = rand(B, H, N, D), rand(B, H, M, D), rand(B, H, M, D)
+    bias = torch.zeros(rows, M, dtype=torch.float64)
+    for row in range(rows):
+        bias[row, M - 2 - row :] = -torch.inf
+    padding = GroupedKeys(groups=torch.arange(rows)[:, None].expand(-1, N), bias=bias)
+    other = rand(B, H, M, D)
+    halves = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    plan = Plan(q_scale=1.3, branches=(Branch(halves, Plan()), Branch(halves, Plan(keys=other))))
+    got, _ = lower(q, k, v, plan=plan, padding=padding)
+    hidden = eager(q, k, v, Plan(q_scale=1.3, grouped=padding))
+    want = (hidden + eager(q, other, v, Plan(q_scale=1.3))) / 2
+    torch.testing.assert_close(got, want, **FLOAT64)
+
+
+def test_columns_see_the_weights_alone():
+    q, k = rand(B, H, N, D), rand(B, H, M, D)
+    half = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64)
+    extra = Extra(rand(1, H, 4, D), rand(1, H, 4, D))
+    own = Plan(values=rand(B, H, M, D), extra=(extra,), value_scale=rand(M))
+    plan = Plan(branches=(Branch(half, own), Branch(half, Plan())))
+    unit = torch.eye(M, dtype=torch.float64)[:, :D].expand(B, H, -1, -1)
+    got, _ = lower(q, k, unit, plan=plan.of_columns())
+    keys = torch.cat([k, extra.k.expand(B, -1, -1, -1)], 2)
+    wide = (q @ keys.mT * D**-0.5).softmax(-1)[..., :M] * own.value_scale
+    want = (wide + (q @ k.mT * D**-0.5).softmax(-1)) / 2
+    torch.testing.assert_close(got, want[..., :D], **FLOAT64)
 
 
 def test_a_query_without_keys_is_refused():

@@ -17,7 +17,7 @@ from foveate.attn_processors.redirect import Redirected
 from oracles import LargestTensor
 from tiny_pipelines import Tiny
 
-FAMILIES = ["sd", "sdxl", "flux", "sd3"]
+FAMILIES = ["sd", "sdxl", "flux", "sd3", "pixart_t5"]
 LEFT, RIGHT = (0, 0, 0.5, 1), (0.5, 0, 1, 1)
 PROMPT = "cat by dog"
 
@@ -37,6 +37,7 @@ METHODS = {
     "Emphasize": foveate.Emphasize(SCENE, {"cat": 8.0}),
     "Emphasize damp": foveate.Emphasize(SCENE, {"cat": 8.0}, damp=True, in_regions=True),
     "PhaseWeights": foveate.PhaseWeights(SCENE, noun=(8.0, 8.0, 8.0)),
+    "AttentionReweight": foveate.AttentionReweight(SCENE, {"cat": -4.0}),
 }
 # what has no effect by its parameters or its scope
 IDENTITIES = {
@@ -129,7 +130,7 @@ def test_the_order_of_a_list_does_not_matter(tiny):
 # rows of the batch
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "pixart_t5"])
 def test_the_unconditional_half_is_untouched(family):
     tiny = Tiny(family)
     call = {"guidance_scale": 5.0, "negative_prompt": "dog"}
@@ -204,9 +205,9 @@ def test_text_keys_are_where_the_model_puts_them(family, monkeypatch):
     tiny, seen = Tiny(family), {}
     attn = tiny.model.transformer_blocks[0].attn
 
-    def spy(q, k, v, *, plan, scale, operator):
+    def spy(q, k, v, *, plan, **others):
         seen["k"], seen["hidden"] = k, plan.grouped.bias.isinf().any(0)
-        return lower(q, k, v, plan=plan, scale=scale, operator=operator)
+        return lower(q, k, v, plan=plan, **others)
 
     monkeypatch.setattr("foveate.attn_processors.modulation.layer.lower", spy)
     hook = attn.add_k_proj.register_forward_hook(lambda m, args, out: seen.update(text=out))

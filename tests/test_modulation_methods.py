@@ -49,11 +49,17 @@ class Call:
             progress=progress,
             num_keys=self.num_keys,
             text=self.text,
+            text_length=TEXT,
+            padding=None,
             scale=8**-0.5,
             device=self.q.device,
             dtype=torch.float64,
             tokens={scene: TOKENS},
             mass=lambda columns: self.weights() @ columns,
+            texts=None,
+            project=None,
+            beside=None,
+            align=None,
         )
 
     def weights(self):

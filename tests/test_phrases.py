@@ -107,14 +107,14 @@ def test_tokens_spell_the_phrase(make):
     axis = axis_of("FluxTransformer2DModel", tokenizer_2=tokenizer)
     for prompt, phrase in ((TEXT, "blue circle"), (TEXT, "circle"), (" Two  spaces", "two")):
         scene = foveate.Scene(prompt, phrases=[phrase])
-        found = axis.tokens(scene, scene.phrases[phrase], 64)
+        found = axis.tokens(scene.prompt, scene.phrases[phrase], 64)
         assert decoded(tokenizer, prompt, found).casefold() == phrase.replace(" ", "")
 
 
 def test_repeated_phrase_has_its_own_tokens():
     axis = axis_of("UNet2DConditionModel", tokenizer=clip_tokenizer())
     scene = foveate.Scene(TEXT, phrases=["circle", "circle#2"])
-    one, two = (axis.tokens(scene, scene.phrases[name], 77) for name in scene.phrases)
+    one, two = (axis.tokens(scene.prompt, scene.phrases[name], 77) for name in scene.phrases)
     assert max(one) < min(two)
 
 
@@ -123,7 +123,7 @@ def test_encoders_one_after_the_other():
     pipe = types.SimpleNamespace(tokenizer=clip, tokenizer_2=clip_tokenizer(), tokenizer_3=t5)
     axis = TextAxis(pipe, type("SD3Transformer2DModel", (torch.nn.Module,), {})())
     scene = foveate.Scene("a red cat", phrases=["red cat"])
-    found = axis.tokens(scene, scene.phrases["red cat"], 77 + 16)
+    found = axis.tokens(scene.prompt, scene.phrases["red cat"], 77 + 16)
     first, second = ([i for i in found if i < 77], [i for i in found if i >= 77])
     assert decoded(clip, scene.prompt, first) == "redcat"
     assert decoded(t5, scene.prompt, second, start=77) == "redcat"
@@ -134,29 +134,29 @@ def test_truncated_phrase_is_refused():
     scene = foveate.Scene("a " * 70 + "red cat", phrases=["red cat"])
     for length in (None, 77):
         with pytest.raises(ValueError, match="'red cat' is truncated away.*keeps 76"):
-            axis.tokens(scene, scene.phrases["red cat"], length)
+            axis.tokens(scene.prompt, scene.phrases["red cat"], length)
 
 
 def test_the_last_token_that_fits_is_found_and_the_next_refused():
     axis = axis_of("UNet2DConditionModel", tokenizer=clip_tokenizer())
     fits = foveate.Scene("a " * 74 + "b c c c", phrases=["b"])
-    assert axis.tokens(fits, fits.phrases["b"], 77) == (75,)
+    assert axis.tokens(fits.prompt, fits.phrases["b"], 77) == (75,)
     late = foveate.Scene("a " * 75 + "b c c c", phrases=["b"])
     with pytest.raises(ValueError, match="truncated"):
-        axis.tokens(late, late.phrases["b"], 77)
+        axis.tokens(late.prompt, late.phrases["b"], 77)
 
 
 def test_words_stop_where_the_text_is_cut():
     axis = axis_of("UNet2DConditionModel", tokenizer=clip_tokenizer())
     scene = foveate.Scene("b " * 90, phrases=["b"])
-    assert axis.words(scene, 77) == tuple(range(1, 76))
+    assert axis.words(scene.prompt, 77) == tuple(range(1, 76))
 
 
 def test_long_prompts_in_chunks():
     axis = axis_of("UNet2DConditionModel", tokenizer=clip_tokenizer())
     scene = foveate.Scene("a " * 80 + "b", phrases=["b"], chunked=True)
     # 75 tokens a chunk, each chunk with a start token
-    assert axis.tokens(scene, scene.phrases["b"], 154) == (77 + 1 + 5,)
+    assert axis.tokens(scene.prompt, scene.phrases["b"], 154, chunked=True) == (77 + 1 + 5,)
 
 
 def test_textual_inversion_stands_for_several_tokens():
@@ -165,8 +165,8 @@ def test_textual_inversion_stands_for_several_tokens():
     tokenizer.add_tokens(["<dog>", "<dog>_1", "<dog>_2"])
     axis = TextAxis(tiny.pipe, tiny.model)
     scene = foveate.Scene("a <dog> or [cat]{b}", phrases=["<dog>"])
-    assert axis.tokens(scene, [(2, 7)], 77) == (2, 3, 4)
-    cat = axis.tokens(scene, scene.phrases["b"], 77)
+    assert axis.tokens(scene.prompt, [(2, 7)], 77) == (2, 3, 4)
+    cat = axis.tokens(scene.prompt, scene.phrases["b"], 77)
     assert min(cat) == 7
     assert len(cat) == 3
 

@@ -48,7 +48,7 @@ def test_every_kind_of_mask():
     for one in (mask, mask.bool(), mask.numpy(), mask.numpy() > 0, picture, picture.convert("RGB")):
         torch.testing.assert_close(read_region("a", one), mask)
     boxed = foveate.Scene("a [cat]{a}", regions={"a": (1 / 8, 2 / 6, 5 / 8, 4 / 6)})
-    torch.testing.assert_close(boxed.coverage(6, 8)[0], mask)
+    torch.testing.assert_close(coverage(boxed.regions["a"], 6, 8), mask)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ SIZES = {
     "sdxl": {(48, 64): (12, 16), (32, 48): (8, 12)},
     "flux": {(16, 24): (8, 12), (24, 20): (12, 10)},
     "sd3": {(16, 24): (16, 24), (24, 20): (24, 20)},
+    "pixart_t5": {(16, 24): (4, 6), (24, 40): (6, 10)},
 }
 
 
@@ -200,7 +201,31 @@ def sd3():
     return pipe, {"prompt": "a cat", "max_sequence_length": 16}
 
 
-BUILDERS = {"sd": sd, "sdxl": sdxl, "flux": flux, "sd3": sd3}
+def pixart_t5():
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=16,
+        out_channels=8,
+        norm_type="ada_norm_single",
+    )
+    pipe = diffusers.PixArtSigmaPipeline(
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=diffusers.DDIMScheduler(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+    )
+    options = {"use_resolution_binning": False, "clean_caption": False}
+    return pipe, {"prompt": "a cat", "guidance_scale": 5.0, "max_sequence_length": 24, **options}
+
+
+BUILDERS = {"sd": sd, "sdxl": sdxl, "flux": flux, "sd3": sd3, "pixart_t5": pixart_t5}
 
 
 class Tiny:

@@ -1,20 +1,34 @@
 """Steer a pipeline by phrase and region: what the prompt's words attend to, exactly."""
 
 from ...kernels.map_store import MapStore
+from .attention_couple import AttentionCouple
+from .attention_masks import AttentionMasks, MaskStore
 from .base import Composed, Modulation, Reader, compose
 from .emphasize import Emphasize
 from .explain import Explanation, LayerExplanation
 from .object_focus import ObjectFocus
 from .phase_weights import PhaseWeights
 from .plan import Branch, Extra, GroupedKeys, LowRank, Plan, key_bias
+from .prompt_to_prompt import (
+    AttentionRefine,
+    AttentionReplace,
+    AttentionReweight,
+    SelfAttentionReplace,
+)
 from .region_bind import RegionBind
 from .run import Run, modulate
 from .scene import Scene
 from .self_temperature import SelfTemperature
-from .site import SceneTokens, Site
+from .site import SceneTokens, Site, Text
 from .span_maps import SpanMaps
+from .structured_text import StructuredText
 
 __all__ = [
+    "AttentionCouple",
+    "AttentionMasks",
+    "AttentionRefine",
+    "AttentionReplace",
+    "AttentionReweight",
     "Branch",
     "Composed",
     "Emphasize",
@@ -24,6 +38,7 @@ __all__ = [
     "LayerExplanation",
     "LowRank",
     "MapStore",
+    "MaskStore",
     "Modulation",
     "ObjectFocus",
     "PhaseWeights",
@@ -33,9 +48,12 @@ __all__ = [
     "Run",
     "Scene",
     "SceneTokens",
+    "SelfAttentionReplace",
     "SelfTemperature",
     "Site",
     "SpanMaps",
+    "StructuredText",
+    "Text",
     "compose",
     "key_bias",
     "modulate",

@@ -12,6 +12,7 @@ from .plan import Plan
 from .scene import Scene
 from .scope import Scope
 from .site import Site
+from .text_axis import TextAxis
 
 __all__ = ["Composed", "Modulation", "Reader", "compose", "flatten"]
 
@@ -22,13 +23,20 @@ class Modulation:
     kinds: the kinds of layers it acts in: "self", "cross", "joint".
     edits: what its plans hold: "temperature" (one factor a query), "key scale" (factors by group of
         queries and key), "key bias" (the same for all queries, 0 on image keys), "text bias" (0 on
-        image keys), "bias", "keys", "values".
+        image keys), "bias", "queries", "keys" (other tokens), "own keys" (other keys of the same
+        tokens), "values", "value scale" (factors by token), "texts" (keys of further texts).
     is_static: whether its plan is a matter of the layout alone, and can be kept.
+    texts: what it needs encoded beside the prompt.
+    appends_text: whether these texts follow the prompt's tokens where layers are joint.
+    beside: prompts whose rows it needs in the same batch.
     """
 
     kinds: ClassVar[frozenset[str]] = frozenset({"cross", "joint"})
     edits: ClassVar[frozenset[str]] = frozenset()
     is_static: ClassVar[bool] = False
+    appends_text: ClassVar[bool] = False
+    texts: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def __init__(self, scene: Scene | None = None, *, branch: str = "cond") -> None:
         if scene is not None and not isinstance(scene, Scene):
@@ -43,6 +51,9 @@ class Modulation:
     def edits_in(self, kind: str) -> frozenset[str]:
         """What its plans hold in layers of this kind."""
         return self.edits
+
+    def check(self, axis: TextAxis, length: int | None) -> None:
+        """Raise ValueError for text it cannot serve; length None is before the pipeline runs."""
 
     def where(
         self,
@@ -83,7 +94,10 @@ class Reader(Modulation):
         raise NotImplementedError(f"{self.name} does not define new_store")
 
     def read(self, site: Site, mass: Callable[[torch.Tensor], torch.Tensor], store: Any) -> None:
-        """Look at one call: `mass` gives the attention to columns [M, C] as [b, H, N, C]."""
+        """Look at one call: `mass` gives the attention to columns [M, C] as [b, H, N, C].
+
+        Columns may differ by row, [b, M, C]. What further texts get is not counted.
+        """
         raise NotImplementedError(f"{self.name} does not define read")
 
 

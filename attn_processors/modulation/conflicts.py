@@ -14,9 +14,14 @@ __all__ = ["check_conflicts", "check_operator", "choose_layers"]
 
 # edits of logits need the keys they are made for; two replacements of one thing exclude each other
 _EXCLUDES = {
-    "keys": {"keys", "key bias", "text bias", "bias", "key scale"},
+    "queries": {"queries"},
+    "keys": {"keys", "own keys", "texts", "key bias", "text bias", "bias", "key scale"},
+    "own keys": {"own keys"},
     "values": {"values"},
+    "texts": {"texts"},
 }
+# further texts are keys like any other, hidden by a bias; every operator is linear in the values
+_ALWAYS_CARRIED = {"texts", "value scale"}
 
 
 def choose_layers(
@@ -88,7 +93,7 @@ def check_operator(
     if processor is None:
         return
     for one in modulations:
-        refused = sorted(one.edits_in(kind) - processor.carries)
+        refused = sorted(one.edits_in(kind) - processor.carries - _ALWAYS_CARRIED)
         if refused or one.scope.heads is not None:
             what = f"a {refused[0]}" if refused else "edits of single heads"
             raise NotImplementedError(

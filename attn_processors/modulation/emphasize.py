@@ -65,8 +65,7 @@ class Emphasize(Modulation):
         if not self.in_regions:
             bias = rows.sum(0) + damping if self.damp else rows.sum(0)
             return Plan(grouped=key_bias(bias, q.shape[2]))
-        names = list(self.scene.regions)
-        cover = site.coverage(self.scene)[[names.index(n) for n in logs]]
+        cover = site.coverage([self.scene.regions[name] for name in logs])
         inside = site.over_queries(torch.stack([threshold(one) for one in cover]), False)
         members, groups = torch.unique(inside.T, dim=0, return_inverse=True)
         bias = members.to(rows) @ rows

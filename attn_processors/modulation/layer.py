@@ -8,12 +8,14 @@ from collections.abc import Hashable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..redirect import Attend
+from ..redirect import BIASED, Attend
 from .base import Modulation, Reader
+from .call import Call, put_back, take
 from .explain import Record
 from .lowering import Lowered, lower
 from .moment import Moment
 from .plan import Plan, merge_plans
+from .probe import Probe
 from .site import Site
 
 __all__ = ["ModulatedLayer"]
@@ -23,6 +25,7 @@ class ModulatedLayer:
     """Answers the redirected softmax call of one layer.
 
     modulations: those whose scope holds this layer. inner: the operator that `apply` put there.
+    probe: how the layer projects other texts.
     plans: what static modulations planned, by all it depends on; layers of one run share it.
     """
 
@@ -39,6 +42,7 @@ class ModulatedLayer:
         self.modulations = tuple(modulations)
         self.moment = moment
         self.inner: Attend | None = None
+        self.probe: Probe | None = None
         self.record = Record(name, kind)
         self._plans = plans
 
@@ -58,15 +62,16 @@ class ModulatedLayer:
         if not any(rows):
             self.record.leave("no row is of the prompt" if now else "outside of its steps")
             return self._plain(q, k, v, scale, special)
-        reason = special or self._why_not(q, k)
+        padding = self.moment.padding if special == BIASED and self.kind == "cross" else None
+        reason = (special if padding is None else None) or self._why_not(q, k)
         if reason is not None:
             self.record.leave(reason)
             return self._plain(q, k, v, scale, special)
+        whole = Call(q, k, v, padding, scale)
         parts = [
-            (index, self._rows(*_take((q, k, v), index, 0), active, scale))
-            for active, index in rows.items()
+            (index, self._rows(whole, whole.rows(index), active)) for active, index in rows.items()
         ]
-        return _put_back(parts, 0)
+        return put_back(parts, 0)
 
     def _plain(self, q, k, v, scale, special):
         return None if self.inner is None else self.inner(q, k, v, scale=scale, special=special)
@@ -82,81 +87,116 @@ class ModulatedLayer:
             return f"{k.shape[2]} keys are not the {expected} of the prompt (an image prompt?)"
         return None
 
-    def _rows(self, q, k, v, active, scale):
+    def _rows(self, whole: Call, call: Call, active) -> torch.Tensor:
         """The output for rows of the batch that the same modulations act on."""
         if not active:
-            return self._run(q, k, v, scale)
+            return self._run(call)
         by_head = [
-            [m.scope.heads is None or h in m.scope.heads for m in active] for h in range(q.shape[1])
+            [m.scope.heads is None or h in m.scope.heads for m in active]
+            for h in range(call.q.shape[1])
         ]
         heads = _grouped(by_head, active)
-        parts = [
-            (index, self._heads(*_take((q, k, v), index, 1), some, scale))
-            for some, index in heads.items()
-        ]
-        return _put_back(parts, 1)
+        parts = [(index, self._heads(whole, call, index, some)) for some, index in heads.items()]
+        return put_back(parts, 1)
 
-    def _heads(self, q, k, v, active, scale):
+    def _heads(self, whole: Call, rows: Call, heads: list[int], active) -> torch.Tensor:
         """The output for heads of these rows that the same modulations act on."""
-        site = self._site(q, k, scale)
-        plan = self._plan(site, [m for m in active if not isinstance(m, Reader)], q, k, v)
+        call = rows.heads(heads)
+        site = self._site(whole, call, heads)
+        plan = self._plan(site, [m for m in active if not isinstance(m, Reader)], call)
         if plan is None:
             if not all(isinstance(m, Reader) for m in active):
                 self.record.leave("nothing to edit")
-            plan, out = Plan(), self._run(q, k, v, scale)
+            plan, out = Plan(), self._run(call)
         else:
-            operator = None if self.inner is None else self._run
-            out, lowered = lower(q, k, v, plan=plan, scale=site.scale, operator=operator)
+            out, lowered = self._lower(call, call.v, plan)
             self.record.note([m.name for m in active if not isinstance(m, Reader)], lowered)
         for reader in (m for m in active if isinstance(m, Reader)):
-            self._read(reader, site, plan, q, k)
+            self._read(reader, site, plan, call)
         return out
 
-    def _run(self, q, k, v, scale):
+    def _run(self, call: Call) -> torch.Tensor:
         """The operator that lies underneath, or dense attention."""
-        out = self._plain(q, k, v, scale, None)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale) if out is None else out
+        out = self._plain(call.q, call.k, call.v, call.scale, None)
+        if out is not None:
+            return out
+        return F.scaled_dot_product_attention(
+            call.q, call.k, call.v, attn_mask=call.mask, scale=call.scale
+        )
 
-    def _read(self, reader, site, plan, q, k):
+    def _lower(self, call: Call, values: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Lowered]:
+        def operator(q, k, v, scale):
+            return self.inner(q, k, v, scale=scale, special=None)
+
+        return lower(
+            call.q,
+            call.k,
+            values,
+            plan=plan,
+            scale=call.scale,
+            operator=None if self.inner is None else operator,
+            padding=call.grouped_padding,
+        )
+
+    def _read(self, reader, site, plan, call):
         def mass(columns: torch.Tensor) -> torch.Tensor:
-            return self._mass(q, k, columns, plan, site.scale)
+            return self._mass(call, columns, plan)
 
         reader.read(site, mass, self.moment.stores[reader])
-        self.record.note([reader.name], Lowered("read", 1, q.numel() * q.element_size()))
+        size = call.q.numel() * call.q.element_size()
+        self.record.note([reader.name], Lowered("read", 1, size))
 
-    def _mass(self, q, k, columns, plan, scale):
-        """Attention mass [b, H, N, C] of each column of 0 and 1 [M, C]: the columns as values."""
-        operator = None if self.inner is None else self._run
-        outs = []
-        for some in columns.split(q.shape[-1], 1):
-            values = F.pad(some, (0, q.shape[-1] - some.shape[1])).to(k).expand_as(k)
-            out, _ = lower(q, k, values, plan=plan, scale=scale, operator=operator)
-            outs.append(out[..., : some.shape[1]])
+    def _mass(self, call: Call, columns: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """Attention [b, H, N, C] to columns [M, C] or [b, M, C]: the columns as values."""
+        plan, dim, outs = plan.of_columns(), call.q.shape[-1], []
+        columns = columns if columns.dim() == 3 else columns[None]
+        for some in columns.split(dim, -1):
+            values = F.pad(some, (0, dim - some.shape[-1]))[:, None].to(call.k)
+            out, _ = self._lower(call, values.expand_as(call.k), plan)
+            outs.append(out[..., : some.shape[-1]])
         return torch.cat(outs, -1)
 
-    def _site(self, q, k, scale) -> Site:
-        layout = self.moment.tracker.layouts[q.shape[2]]
+    def _site(self, whole: Call, call: Call, heads: list[int]) -> Site:
+        layout = self.moment.tracker.layouts[call.q.shape[2]]
         text = {"self": None, "cross": 0}.get(
             self.kind, 0 if layout.text_first else layout.num_grid
         )
+
+        def project(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            k, v = (take(x, heads, 1) for x in self.probe(embeddings))
+            return k.to(call.k), v.to(call.v)
+
+        def beside(prompt: str) -> Call:
+            origins = self.moment.origins
+            index = [i for i, origin in enumerate(origins) if origin.prompt == prompt]
+            return whole.rows(index).heads(heads)
+
         return Site(
             layer=self.name,
             kind=self.kind,
             layout=layout,
             progress=self.moment.progress,
-            num_keys=k.shape[2],
+            num_keys=call.k.shape[2],
             text=text,
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            device=q.device,
-            dtype=torch.promote_types(q.dtype, torch.float32),
+            text_length=self.moment.text_length,
+            padding=call.grouped_padding,
+            scale=call.q.shape[-1] ** -0.5 if call.scale is None else call.scale,
+            device=call.q.device,
+            dtype=torch.promote_types(call.q.dtype, torch.float32),
             tokens=self.moment.tokens,
-            mass=lambda columns: self._mass(q, k, columns, Plan(), scale),
+            mass=lambda columns: self._mass(call, columns, Plan()),
+            texts=self.moment.text,
+            project=project,
+            beside=beside,
+            align=self.moment.align,
         )
 
-    def _plan(self, site, active, q, k, v) -> Plan | None:
+    def _plan(self, site, active, call) -> Plan | None:
         """The merged plan, None where nothing is edited."""
+        q, k, v = call.q, call.k, call.v
         static = tuple(m for m in active if m.is_static)
-        key = (static, site.kind, site.layout, site.num_keys, site.device, site.dtype)
+        where = (site.kind, site.layout, site.num_keys, site.text_length)
+        key = (static, *where, site.device, site.dtype)
         if static and key not in self._plans:
             self._plans[key] = _merged([m.plan(site, q, k, v) for m in static])
         plans = [self._plans[key]] if static else []
@@ -175,19 +215,3 @@ def _grouped(flags, modulations) -> dict[tuple[Modulation, ...], list[int]]:
     for i, row in enumerate(flags):
         groups[tuple(m for m, acts in zip(modulations, row, strict=True) if acts)].append(i)
     return dict(groups)
-
-
-def _take(tensors, index: list[int], dim: int):
-    """These indices of each tensor; a view where they follow each other."""
-    if index == list(range(index[0], index[-1] + 1)):
-        return [x.narrow(dim, index[0], len(index)) for x in tensors]
-    return [x.index_select(dim, torch.tensor(index, device=x.device)) for x in tensors]
-
-
-def _put_back(parts, dim: int) -> torch.Tensor:
-    """Undoes `_take`: parts as (indices, tensor)."""
-    if len(parts) == 1:
-        return parts[0][1]
-    order = torch.tensor([i for index, _ in parts for i in index])
-    joined = torch.cat([part for _, part in parts], dim)
-    return joined.index_select(dim, order.argsort().to(joined.device))

@@ -1,6 +1,6 @@
 """Runs a plan as plain softmax attention calls: the cheapest exact form it has.
 
-    scales, value maps, replaced keys and values    edited tensors
+    scales, value maps, replaced queries and keys   edited tensors
     keys that groups of queries see or weigh        one call a group, on the keys it sees
     low-rank bias; groups that differ by row, or
     inside another operator                         further head dimensions
@@ -50,18 +50,20 @@ def lower(
     plan: Plan,
     scale: float | None = None,
     operator: Operator | None = None,
+    padding: GroupedKeys | None = None,
 ) -> tuple[torch.Tensor, Lowered]:
     """Attend q [b, H, N, D] to k, v [b, H, M, D] as the plan asks; out [b, H, N, D].
 
     `operator` takes q, k, v and the scale in the place of dense attention; a bias then goes into
-    further head dimensions, so it must be a softmax over some of the keys.
+    further head dimensions, so it must be a softmax over some of the keys. `padding` hides keys
+    of the call's own, for plans that do not replace them.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if plan.branches:
-        return _branches(q, k, v, plan, scale, operator)
-    k = k if plan.keys is None else plan.keys.to(k)
-    v = v if plan.values is None else plan.values.to(v)
-    v = v if plan.value_map is None else plan.value_map(v)
+        return _branches(q, k, v, plan, scale, operator, padding)
+    if padding is not None and plan.keys is None:
+        plan = merge_plans([plan, Plan(grouped=padding)])
+    q, k, v = _replaced(q, k, v, plan)
     grouped, k, v = _with_extra(q, k, v, plan)
     if isinstance(plan.q_scale, torch.Tensor):
         q = q * plan.q_scale.to(q)
@@ -84,12 +86,23 @@ def _dense(q, k, v, scale, mask=None):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def _branches(q, k, v, plan, scale, operator):
+def _replaced(q, k, v, plan):
+    """The call's own tensors, or those in their place; the values scaled and mapped."""
+    q, k, v = (
+        own if new is None else new.to(own).expand(len(own), -1, -1, -1)
+        for own, new in ((q, plan.queries), (k, plan.keys), (v, plan.values))
+    )
+    v = v if plan.value_scale is None else v * plan.value_scale.to(v)[:, None]
+    v = v if plan.value_map is None else plan.value_map(v)
+    return q, k, v
+
+
+def _branches(q, k, v, plan, scale, operator, padding):
     rest = replace(plan, branches=())
     parts = []
     for branch in plan.branches:
         own = merge_plans([rest, branch.plan])
-        out, lowered = lower(q, k, v, plan=own, scale=scale, operator=operator)
+        out, lowered = lower(q, k, v, plan=own, scale=scale, operator=operator, padding=padding)
         parts.append((out * branch.weight.to(out), lowered))
     out = functools.reduce(torch.add, (part for part, _ in parts))
     total = functools.reduce(Lowered.__add__, (lowered for _, lowered in parts))

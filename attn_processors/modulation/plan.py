@@ -1,17 +1,17 @@
 """What a modulation asks of one attention call, in a form that needs no queries x keys tensor.
 
     s'_ij = q_scale_i gamma_g(i),j s_ij + bias_g(i),j + a_i . b_j
-    O     = sum_b w_b softmax(s'_b) L v
+    O     = sum_b w_b softmax(s'_b) L diag(c) v
 
 g is the group of a query. Plans merge: scales multiply, biases add, groups refine each other, value
-maps apply in order, branches nest. Keys or values can be replaced by one plan only.
+maps apply in order, branches nest. Queries, keys or values can be replaced by one plan only.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -89,8 +89,10 @@ class Plan:
 
     q_scale: a number, or [b, H, N, 1].
     extra: further keys and values, behind the call's own.
-    keys, values: [b, H, M, D], in place of the call's own.
-    value_map: linear in the values [b, H, M, D], which it returns mapped.
+    queries [b, H, N, D], keys, values [b, H, M, D]: in place of the call's own; b may be 1. A plan
+        that replaces the keys says by `grouped` which of them are padding.
+    value_scale: [M], factors c of the values: of the attention to each token, not normalised again.
+    value_map: linear in the scaled values [b, H, M, D], which it returns mapped.
     branches: whose weighted outputs add up; weights are taken as they are.
     """
 
@@ -98,10 +100,18 @@ class Plan:
     grouped: GroupedKeys | None = None
     low_rank: LowRank | None = None
     extra: tuple[Extra, ...] = ()
+    queries: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
     value_map: Callable[[torch.Tensor], torch.Tensor] | None = None
     branches: tuple[Branch, ...] = ()
+
+    def of_columns(self) -> Plan:
+        """The same weights over the call's own tokens, for columns in the place of values."""
+        extra = tuple(replace(one, v=torch.zeros_like(one.v)) for one in self.extra)
+        branches = tuple(replace(one, plan=one.plan.of_columns()) for one in self.branches)
+        return replace(self, values=None, extra=extra, branches=branches)
 
 
 def key_bias(bias: torch.Tensor, num_queries: int) -> GroupedKeys:
@@ -121,8 +131,10 @@ def _merge(one: Plan, two: Plan) -> Plan:
         grouped=_either(one.grouped, two.grouped, GroupedKeys.merge),
         low_rank=_either(one.low_rank, two.low_rank, LowRank.merge),
         extra=one.extra + two.extra,
+        queries=_either(one.queries, two.queries, _refuse),
         keys=_either(one.keys, two.keys, _refuse),
         values=_either(one.values, two.values, _refuse),
+        value_scale=_either(one.value_scale, two.value_scale, torch.mul),
         value_map=_either(one.value_map, two.value_map, _in_turn),
         branches=_nest(one.branches, two.branches),
     )
@@ -135,7 +147,9 @@ def _either(one, two, both):
 
 
 def _refuse(one, two):
-    raise ValueError("two modulations replace the same keys or values; leave one of them out")
+    raise ValueError(
+        "two modulations replace the same queries, keys or values; leave one of them out"
+    )
 
 
 def _in_turn(one, two):

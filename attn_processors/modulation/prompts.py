@@ -2,7 +2,8 @@
 
 Batches hold conditional and unconditional halves in either order, several prompts, or come as two
 forwards. Nothing of that is guessed: the pipeline's `encode_prompt` is observed, and the rows of
-the text embeddings that the model is given are compared with what it returned.
+the text embeddings that the model is given are compared with what it returned. Further texts that
+modulations ask for are encoded beside it, with the same settings.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +33,19 @@ class Origin:
 
 
 class Prompts:
-    """Observes `pipe.encode_prompt` from `install` to `remove`; `origins` answers for a forward."""
+    """Observes `pipe.encode_prompt` from `install` to `remove`; `origins` answers for a forward.
 
-    def __init__(self, pipe: Any) -> None:
+    texts: what to encode beside the prompts of every run.
+    arguments: of the run's first call of `encode_prompt`.
+    encodings: text -> its embedding [T, C], and which of its tokens are no padding [T], None where
+        the pipeline does not tell.
+    """
+
+    def __init__(self, pipe: Any, texts: Sequence[str] = ()) -> None:
         self._pipe = pipe
+        self._texts = tuple(dict.fromkeys(texts))
+        self.arguments: dict[str, Any] = {}
+        self.encodings: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self._rows: list[tuple[torch.Tensor, Origin]] = []
         self._is_run_over = False
         self._last: tuple[weakref.ref, tuple[Origin, ...]] | None = None
@@ -45,7 +56,11 @@ class Prompts:
         @functools.wraps(stock)
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             result = stock(*args, **kwargs)
-            self._note(inspect.signature(stock).bind(*args, **kwargs).arguments, result)
+            arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
+            self._note(arguments, result)
+            if not self.arguments:
+                self.arguments = arguments
+                self.encodings = self._encode(stock) if self._texts else {}
             return result
 
         # on the object, where it hides the method of the class
@@ -53,7 +68,11 @@ class Prompts:
 
     def remove(self) -> None:
         vars(self._pipe).pop("encode_prompt", None)
-        self._rows, self._last = [], None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rows, self._last, self._is_run_over = [], None, False
+        self.arguments, self.encodings = {}, {}
 
     @property
     def encoded(self) -> set[str | None]:
@@ -77,15 +96,32 @@ class Prompts:
 
     def _note(self, arguments: dict[str, Any], result: Any) -> None:
         if self._is_run_over:
-            self._rows, self._last, self._is_run_over = [], None, False
+            self._forget()
         texts = _texts(arguments)
-        positive, negative = result[0], result[1]
+        positive = result[0]
         repeats = len(positive) // len(texts)
         for i, row in enumerate(positive.detach()):
             self._rows.append((row, Origin("prompt", texts[i // repeats])))
-        # other pipelines return pooled vectors or masks there, which have two dimensions
-        if isinstance(negative, torch.Tensor) and negative.dim() == 3:
-            self._rows += [(row, Origin("negative")) for row in negative.detach()]
+        # pooled vectors, masks and positions have two dimensions
+        for other in result[1:]:
+            if isinstance(other, torch.Tensor) and other.dim() == 3:
+                self._rows += [(row, Origin("negative")) for row in other.detach()]
+
+    def _encode(self, stock: Callable) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """The further texts, encoded as the prompt was."""
+        if getattr(self._pipe, "text_encoder", None) is None:
+            raise ValueError(
+                f"modulations of this run need {', '.join(map(repr, self._texts))} encoded, and "
+                "the pipeline has no text_encoder; load it, or leave them out"
+            )
+        names = inspect.signature(stock).parameters
+        call = {name: value for name, value in self.arguments.items() if "prompt" not in name}
+        fixed = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        call |= {name: value for name, value in fixed.items() if name in names}
+        result = stock(prompt=list(self._texts), **call)
+        is_masked = "prompt_attention_mask" in names
+        valid = result[1].bool() if is_masked else [None] * len(self._texts)
+        return dict(zip(self._texts, zip(result[0].detach(), valid, strict=True), strict=True))
 
 
 def _texts(arguments: dict[str, Any]) -> list[str | None]:

@@ -11,7 +11,7 @@ import torch
 
 from .base import Modulation
 from .plan import GroupedKeys, LowRank, Plan
-from .regions import threshold
+from .regions import refuse_overlap, threshold
 from .scene import Scene
 from .site import Site
 
@@ -46,12 +46,15 @@ class RegionBind(Modulation):
         self.overlap = overlap
         self.drop_ends = drop_ends
         if hard and not overlap:
-            _refuse_overlap(scene)
+            refuse_overlap(
+                scene.regions,
+                "let pixels see both: RegionBind(scene, overlap=True), or hard=False",
+            )
 
     def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan:
         tokens = site.tokens[self.scene].phrases
         marked = torch.stack([site.marked(tokens[name]) for name in self.scene.regions])  # [R, M]
-        cover = site.coverage(self.scene)
+        cover = site.coverage(list(self.scene.regions.values()))
         if self.hard:
             return Plan(grouped=self._hidden(site, cover, marked))
         # soft regions, and ends hidden from the pixels
@@ -73,16 +76,3 @@ class RegionBind(Modulation):
         hidden = (~members).to(site.dtype) @ marked.to(site.dtype) > 0
         bias = torch.zeros_like(hidden, dtype=site.dtype).masked_fill(hidden, -torch.inf)
         return GroupedKeys(groups=groups[None], bias=bias)
-
-
-def _refuse_overlap(scene: Scene) -> None:
-    # the finest comparison that a box or a mask may need; more does not matter to any layer
-    inside = torch.stack([threshold(one) for one in scene.coverage(256, 256)])
-    names = list(scene.regions)
-    for i, one in enumerate(names):
-        for j, two in enumerate(names[:i]):
-            if (inside[i] & inside[j]).any():
-                raise ValueError(
-                    f"the regions of {two!r} and {one!r} overlap; make them disjoint, or let "
-                    "pixels see both: RegionBind(scene, overlap=True), or hard=False"
-                )

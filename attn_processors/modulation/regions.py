@@ -5,14 +5,15 @@ A region is a box (x0, y0, x1, y1) in fractions of width and height, or a mask o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
 
-from ...kernels.coverage import Region
+from ...kernels.coverage import Region, coverage
 
-__all__ = ["read_region", "threshold"]
+__all__ = ["read_region", "refuse_overlap", "threshold"]
 
 
 def read_region(name: str, region: object) -> Region:
@@ -55,3 +56,14 @@ def threshold(share: torch.Tensor) -> torch.Tensor:
     if not inside.any():
         inside.view(-1)[share.argmax()] = True
     return inside
+
+
+def refuse_overlap(regions: Mapping[str, Region], otherwise: str) -> None:
+    """Raise ValueError for two regions that share pixels; `otherwise` says what else to do."""
+    # the finest comparison that a box or a mask may need; more does not matter to any layer
+    inside = {name: threshold(coverage(region, 256, 256)) for name, region in regions.items()}
+    for one, two in combinations(inside, 2):
+        if (inside[one] & inside[two]).any():
+            raise ValueError(
+                f"the regions of {one!r} and {two!r} overlap; make them disjoint, or {otherwise}"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +17,13 @@ from ..layouts import attention_layers, family_of
 from ..redirect import Redirected, redirect
 from ..slot import processor_in, replace_processor
 from ..tracker import Tracker
+from .attention_masks import MaskStore
 from .base import Composed, Modulation, Reader, flatten
 from .conflicts import check_conflicts, check_operator, choose_layers
 from .explain import Explanation
 from .layer import ModulatedLayer
 from .moment import Moment
+from .probe import Probe
 from .prompts import Prompts
 from .text_axis import TextAxis
 
@@ -51,7 +54,9 @@ def modulate(pipe: object, modulations: Sequence[Modulation | Composed]) -> Run:
     chosen = choose_layers(parts, kinds)
     check_conflicts(chosen, kinds, attentions)
     tracker = Tracker(model, family, found_pipe, None)
-    moment = Moment(model, tracker, Prompts(found_pipe), TextAxis(found_pipe, model), parts)
+    prompts = Prompts(found_pipe, [text for one in parts for text in one.texts])
+    is_joint = "joint" in kinds.values()
+    moment = Moment(model, tracker, prompts, TextAxis(found_pipe, model), parts, is_joint)
     plans: dict = {}
     bound = [
         _Bound(attentions[name], ModulatedLayer(name, kinds[name], active, moment, plans))
@@ -67,6 +72,7 @@ class _Bound:
         self.module = module
         self.layer = layer
         self.before = processor_in(module)
+        layer.probe = Probe(module, self.before)
         self._is_stock = not (isinstance(self.before, Redirected) and self.before.attend)
         if isinstance(self.before, AttnProcessor):
             raise ValueError(
@@ -144,6 +150,13 @@ class Run:
         """
         return self.map_store.maps(size, steps)
 
+    def attention_masks(self) -> dict[str, torch.Tensor]:
+        """Which pixels belong to which phrase: name -> bool [rows, h, w], usable as regions.
+
+        Of the last step that the `AttentionMasks(scene)` among the modulations has read.
+        """
+        return self._store(MaskStore, "AttentionMasks").masks()
+
     def read_by(self, reader: Reader) -> object:
         """The store of one of the readers among the modulations."""
         return self._moment.stores[reader]
@@ -151,10 +164,13 @@ class Run:
     @property
     def map_store(self) -> MapStore:
         """What the one `SpanMaps` among the modulations has read in the last run."""
-        stores = [s for s in self._moment.stores.values() if isinstance(s, MapStore)]
+        return self._store(MapStore, "SpanMaps")
+
+    def _store(self, kind: type, reader: str) -> Any:
+        stores = [s for s in self._moment.stores.values() if isinstance(s, kind)]
         if len(stores) != 1:
             raise ValueError(
-                f"maps need one foveate.SpanMaps(scene) among the modulations, got {len(stores)}"
+                f"maps need one foveate.{reader}(scene) among the modulations, got {len(stores)}"
             )
         return stores[0]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
-
-from ...kernels.coverage import Region, coverage
+from ...kernels.coverage import Region
 from .phrases import Range, find_phrase, last_word, read_markup
 from .regions import read_region
 
@@ -20,6 +18,7 @@ class Scene:
     regions: name or phrase -> box (x0, y0, x1, y1) in fractions of width and height, or a mask of
         any size, in 0..1. A key that is no name is looked up as a phrase: "red circle", "circle#2".
     phrases: further phrases that have no region.
+    parser: gives the phrases of a text, as a parser of noun phrases does; they are added.
     nouns: name or phrase -> the word in it that is the object; the last one where none is given.
     chunked: the prompt is encoded in chunks of as many tokens as the encoder takes, and passed as
         `prompt_embeds`, as tools for long prompts do.
@@ -33,13 +32,15 @@ class Scene:
         *,
         regions: Mapping[str, object] | None = None,
         phrases: Sequence[str] = (),
+        parser: Callable[[str], Sequence[str]] | None = None,
         nouns: Mapping[str, str] | None = None,
         chunked: bool = False,
     ) -> None:
         self.prompt, named = read_markup(prompt)
         self.chunked = chunked
         self.phrases: dict[str, tuple[Range, ...]] = dict(named)
-        for name in (*(regions or {}), *phrases):
+        parsed = () if parser is None else parser(self.prompt)
+        for name in (*(regions or {}), *phrases, *parsed):
             if name not in self.phrases:
                 self.phrases[name] = (find_phrase(self.prompt, name),)
         if not self.phrases:
@@ -72,10 +73,6 @@ class Scene:
         """Raise ValueError unless `name` is a phrase of this scene."""
         if name not in self.phrases:
             raise ValueError(f"{name!r} is no phrase of this scene; it has {list(self.phrases)}")
-
-    def coverage(self, height: int, width: int) -> torch.Tensor:
-        """Share of each cell of a grid in each region, [regions, height, width], in their order."""
-        return torch.stack([coverage(r, height, width) for r in self.regions.values()])
 
     def __repr__(self) -> str:
         return f"Scene({self.prompt!r}, {', '.join(map(repr, self.phrases))})"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ...kernels.coverage import Region, coverage
 from ...kernels.layout import TokenLayout
+from .alignment import Alignment
+from .call import Call
+from .plan import GroupedKeys
 from .scene import Scene
 
-__all__ = ["SceneTokens", "Site"]
+__all__ = ["SceneTokens", "Site", "Text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,24 @@ class SceneTokens:
     words: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Text:
+    """A text as the layers see it.
+
+    embedding: [T, C]. words: positions of its words. padding: [T], True at what is; None for none.
+    """
+
+    embedding: torch.Tensor
+    words: tuple[int, ...]
+    padding: torch.Tensor | None
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """[T], True at what is no padding."""
+        everything = torch.ones(len(self.embedding), dtype=torch.bool, device=self.embedding.device)
+        return everything if self.padding is None else ~self.padding
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
     """The call of one layer in one forward.
@@ -30,9 +52,15 @@ class Site:
     layout: of the queries; in a joint layer of the keys too.
     progress: place in the schedule, 0 the noisiest.
     num_keys: M. text: where the text keys begin among them; None in a self layer.
+    text_length: how many keys the prompt has; in a joint layer those of further texts follow.
+    padding: keys that the model hides, of one group or one a row; None where it hides none.
     scale: of the logits. dtype: of biases and factors, float32 or wider.
     tokens: of the phrases of every scene.
-    mass: columns of 0 and 1 [M, C] -> attention to them [b, H, N, C], before any edit.
+    mass: columns [M, C] or [b, M, C] -> attention to them [b, H, N, C], before any edit.
+    texts: of the further texts that modulations asked for, each as layers see it.
+    project: embeddings [n, T, C] -> keys and values [n, H, T, D], as a cross layer makes them.
+    beside: a prompt -> the tensors of the rows made from it in the same call.
+    align: a source and an edited prompt -> which tokens they share.
     """
 
     layer: str
@@ -41,11 +69,17 @@ class Site:
     progress: float
     num_keys: int
     text: int | None
+    text_length: int
+    padding: GroupedKeys | None
     scale: float
     device: torch.device
     dtype: torch.dtype
     tokens: Mapping[Scene, SceneTokens]
     mass: Callable[[torch.Tensor], torch.Tensor]
+    texts: Callable[[str], Text]
+    project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    beside: Callable[[str], Call]
+    align: Callable[[str, str], Alignment]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -65,8 +99,7 @@ class Site:
     def ends(self, scene: Scene) -> torch.Tensor:
         """[M], True at the text tokens behind the first word that stand for no word."""
         words = self.tokens[scene].words
-        length = self.num_keys if self.kind == "cross" else self.layout.text
-        return self.marked(tuple(set(range(words[0], length)) - set(words)))
+        return self.marked(tuple(set(range(words[0], self.text_length)) - set(words)))
 
     def over_queries(self, on_grid: torch.Tensor, elsewhere: float) -> torch.Tensor:
         """[..., f*h*w] on the grid -> [..., N], with `elsewhere` at text and reference queries."""
@@ -74,7 +107,7 @@ class Site:
         full[..., self.layout.grid_slice] = on_grid
         return full
 
-    def coverage(self, scene: Scene) -> torch.Tensor:
+    def coverage(self, regions: Sequence[Region]) -> torch.Tensor:
         """Share of each grid token in each region, [regions, f*h*w], the same in every frame."""
-        cover = scene.coverage(*self.grid).flatten(1).repeat(1, self.layout.grid[0])
-        return cover.to(self.device, self.dtype)
+        cover = torch.stack([coverage(region, *self.grid) for region in regions])
+        return cover.flatten(1).repeat(1, self.layout.grid[0]).to(self.device, self.dtype)

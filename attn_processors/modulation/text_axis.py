@@ -8,40 +8,53 @@ the phrase if it is for either, or one after the other (SD3), where a phrase has
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import nn
 
 from .phrases import Range
-from .scene import Scene
 
 __all__ = ["TextAxis"]
 
-# by class of the denoiser: runs of text keys, each with the tokenizers that share it
-_AXES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """How a class of denoisers is given its text.
+
+    runs: of text keys, each with the tokenizers that share it.
+    negative_in_batch: negative prompts are rows of the same batch, not a forward of their own.
+    projection: the part of the model between the encoder's output and what its layers see.
+    """
+
+    runs: tuple[tuple[str, ...], ...]
+    negative_in_batch: bool = True
+    projection: str | None = None
+
+
+_AXES: Mapping[str, _Row] = MappingProxyType(
     {
-        "UNet2DConditionModel": (("tokenizer", "tokenizer_2"),),
-        "FluxTransformer2DModel": (("tokenizer_2",),),
-        "SD3Transformer2DModel": (("tokenizer", "tokenizer_2"), ("tokenizer_3",)),
+        "UNet2DConditionModel": _Row(runs=(("tokenizer", "tokenizer_2"),)),
+        "FluxTransformer2DModel": _Row(runs=(("tokenizer_2",),), negative_in_batch=False),
+        "SD3Transformer2DModel": _Row(runs=(("tokenizer", "tokenizer_2"), ("tokenizer_3",))),
+        "PixArtTransformer2DModel": _Row(runs=(("tokenizer",),), projection="caption_projection"),
     }
 )
-_TWO_FORWARDS = ("FluxTransformer2DModel",)
 
 
 class TextAxis:
     """The text keys of one pipeline; `tokens` finds those of ranges of a prompt."""
 
     def __init__(self, pipe: object, model: nn.Module) -> None:
-        names = next((_AXES[c.__name__] for c in type(model).__mro__ if c.__name__ in _AXES), None)
-        if names is None:
+        row = next((_AXES[c.__name__] for c in type(model).__mro__ if c.__name__ in _AXES), None)
+        if row is None:
             raise NotImplementedError(
                 f"foveate does not know the text tokens of {type(model).__name__}. "
                 f"Known: {', '.join(_AXES)}. A model is one row of _AXES, in text_axis.py."
             )
-        found = [[getattr(pipe, name, None) for name in run] for run in names]
+        found = [[getattr(pipe, name, None) for name in run] for run in row.runs]
         self._pipe = pipe
-        # whether negative prompts come as rows of one batch, or in a forward of their own
-        self.negative_in_batch = type(model).__name__ not in _TWO_FORWARDS
+        self.row = row
         self.runs = [[tokenizer for tokenizer in run if tokenizer is not None] for run in found]
         for tokenizer in (t for run in self.runs for t in run):
             if not tokenizer.is_fast:
@@ -53,19 +66,43 @@ class TextAxis:
             raise ValueError("the pipeline has no tokenizer, so phrases cannot be found in prompts")
 
     def tokens(
-        self, scene: Scene, ranges: Sequence[Range], length: int | None = None
+        self,
+        prompt: str,
+        ranges: Sequence[Range],
+        length: int | None = None,
+        chunked: bool = False,
     ) -> tuple[int, ...]:
         """Positions on the text axis, which has `length` keys; None checks what is known already.
 
-        Raises ValueError for what is cut off or has no token.
+        chunked: see `Scene`. Raises ValueError for what is cut off or has no token.
         """
-        return self._positions(scene, ranges, length, is_all=False)
+        return self._positions(prompt, ranges, length, chunked, is_all=False)
 
-    def words(self, scene: Scene, length: int | None = None) -> tuple[int, ...]:
+    def words(
+        self, prompt: str, length: int | None = None, chunked: bool = False
+    ) -> tuple[int, ...]:
         """Positions of every token that stands for text, but for those cut off."""
-        return self._positions(scene, [(0, len(scene.prompt))], length, is_all=True)
+        return self._positions(prompt, [(0, len(prompt))], length, chunked, is_all=True)
 
-    def _positions(self, scene, ranges, length, is_all) -> tuple[int, ...]:
+    def ids(self, prompt: str) -> list[int]:
+        """The prompt's tokens with their ends, on an axis of one run."""
+        tokenizer = self.runs[0][0]
+        text, _ = self._converted(prompt, [], tokenizer)
+        return tokenizer(text, verbose=False)["input_ids"]
+
+    def check_call(self, prompt: str, arguments: Mapping[str, object]) -> None:
+        """Raise ValueError where the call of `encode_prompt` rewrites the prompt."""
+        prepare = getattr(self._pipe, "_text_preprocessing", None)
+        if prepare is None or not arguments.get("clean_caption"):
+            return
+        cleaned = prepare(prompt, clean_caption=True)[0]
+        if cleaned != prepare(prompt)[0]:
+            raise ValueError(
+                f"clean_caption makes {cleaned!r} of {prompt!r}, where phrases lie elsewhere; "
+                "call the pipeline with clean_caption=False"
+            )
+
+    def _positions(self, prompt, ranges, length, chunked, is_all) -> tuple[int, ...]:
         start, found = 0, set()
         for run in self.runs:
             is_last = run is self.runs[-1]
@@ -73,13 +110,13 @@ class TextAxis:
             if run and _is_clip(run[0]) and (size is None or not is_last):
                 size = run[0].model_max_length
             for tokenizer in run:
-                inside = self._of_run(scene, ranges, tokenizer, size, is_all)
+                inside = self._of_run(prompt, ranges, tokenizer, size, chunked, is_all)
                 found |= {start + i for i in inside}
             start += 0 if size is None else size
         return tuple(sorted(found))
 
-    def _of_run(self, scene, ranges, tokenizer, size, is_all) -> set[int]:
-        text, ranges = self._converted(scene.prompt, ranges, tokenizer)
+    def _of_run(self, prompt, ranges, tokenizer, size, chunked, is_all) -> set[int]:
+        text, ranges = self._converted(prompt, ranges, tokenizer)
         offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
         inside = {
             i
@@ -89,20 +126,22 @@ class TextAxis:
         words = " ".join(text[low:high] for low, high in ranges)
         if not inside:
             raise ValueError(f"{words!r} has no token of its own in {type(tokenizer).__name__}")
-        if scene.chunked:
+        if chunked:
             return _in_chunks(inside, offsets, tokenizer)
         # the last token that is kept is the end of the text
         kept = inside if size is None or len(offsets) <= size else set(range(size - 1)) & inside
         if kept != inside and not is_all:
             raise ValueError(
                 f"{words!r} is truncated away: {type(tokenizer).__name__} keeps {size - 1} tokens "
-                f"of the {len(offsets) - 1} of {scene.prompt!r}; say it earlier, shorten the "
+                f"of the {len(offsets) - 1} of {prompt!r}; say it earlier, shorten the "
                 "prompt, or raise max_sequence_length where the pipeline has it"
             )
         return kept
 
     def _converted(self, prompt, ranges, tokenizer):
         """The prompt as encoded: a word of textual inversion stands for several tokens."""
+        if hasattr(self._pipe, "_text_preprocessing"):
+            return _stripped(prompt, ranges)
         convert = getattr(self._pipe, "maybe_convert_prompt", None)
         if convert is None:
             return prompt, list(ranges)
@@ -114,6 +153,15 @@ class TextAxis:
         if text != convert(prompt, tokenizer):
             raise ValueError(f"a phrase of {prompt!r} begins or ends inside a word of an embedding")
         return text, [(place[low], place[high]) for low, high in ranges]
+
+
+def _stripped(prompt, ranges):
+    """As pipelines with a caption filter encode it where the filter is off."""
+    text = prompt.strip().lower()
+    before = len(prompt) - len(prompt.lstrip())
+    if len(text) != len(prompt.strip()):
+        raise ValueError(f"{prompt!r} changes its length in lower case; write it in lower case")
+    return text, [(max(0, low - before), high - before) for low, high in ranges]
 
 
 def _is_clip(tokenizer: object) -> bool:

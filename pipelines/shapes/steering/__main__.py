@@ -21,13 +21,15 @@ from ..quality import draw
 from ..study.methods import slug
 from .cost import costs
 from .entropy import Entropy
+from .masks import mask_overlaps
 from .measure import BATCH, draw_batch, row_of
-from .methods import METHODS, SHARED
+from .methods import ONE_BY_ONE, methods_of
 from .prompts import Prompt, prompts
 from .report import write_report
 
 SEED = 700
 FACTORS = (0.75, 1.0, 1.5, 2.0, 3.0)
+MASKS = 20
 COST_STEPS = 8
 COST_ROUNDS = 5
 
@@ -36,13 +38,13 @@ def steer(
     pipe: DiffusionPipeline, name: str, asked: list[Prompt], steps: int, folder: Path
 ) -> None:
     """The rows of every method."""
-    for method in (*METHODS, *SHARED):
+    for method in methods_of(name):
         path = folder / f"rows-{name}-{len(asked)}-{slug(method)}.json"
         if path.exists():
             continue
-        rows = []
-        for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
+        rows, size = [], 1 if method in ONE_BY_ONE else BATCH
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
             pictures = draw_batch(pipe, name, method, batch, start, steps)
             rows += [row_of(*pair) for pair in zip(pictures, batch, strict=True)]
         path.write_text(json.dumps({"method": method, "steps": steps, "rows": rows}))
@@ -80,6 +82,10 @@ def main() -> None:
         pipe = load_shapes(name)
         steer(pipe, name, asked, arguments.steps, arguments.out)
         entropies(pipe, name, asked, arguments.out)
+        path = arguments.out / f"masks-{name}.json"
+        if not path.exists():
+            found = mask_overlaps(pipe, name, asked[:MASKS], arguments.steps)
+            path.write_text(json.dumps(found))
         path = arguments.out / f"cost-{name}.json"
         if not path.exists():
             found = costs(pipe, name, asked[0], COST_STEPS, COST_ROUNDS)

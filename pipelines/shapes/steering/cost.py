@@ -8,7 +8,7 @@ import time
 from diffusers import DiffusionPipeline
 
 from .measure import draw_batch
-from .methods import METHODS, SHARED
+from .methods import methods_of
 from .prompts import Prompt
 
 __all__ = ["costs"]
@@ -18,7 +18,7 @@ def costs(
     pipe: DiffusionPipeline, name: str, prompt: Prompt, steps: int, rounds: int
 ) -> dict[str, float]:
     """Method -> median time over that of the plain pipeline in the same round."""
-    methods = [*METHODS, *SHARED]
+    methods = methods_of(name)
     ratios: dict[str, list[float]] = {method: [] for method in methods}
     draw_batch(pipe, name, "plain", [prompt], 0, steps)
     for _ in range(rounds):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ....attn_processors.modulation import (
+    AttentionCouple,
     Emphasize,
     Modulation,
     ObjectFocus,
     PhaseWeights,
     RegionBind,
     SelfTemperature,
+    StructuredText,
 )
 from .prompts import Prompt
 
-__all__ = ["METHODS", "SHARED"]
+__all__ = ["METHODS", "ONE_BY_ONE", "SHARED", "methods_of"]
 
 Method = Callable[[Prompt], Sequence[Modulation]]
 
@@ -23,6 +25,20 @@ def _emphasis(strength: float) -> Method:
     def method(prompt: Prompt) -> Sequence[Modulation]:
         scene = prompt.scene()
         return [Emphasize(scene, dict.fromkeys(scene.phrases, strength))]
+
+    return method
+
+
+def _couple(swapped: bool = False, base: float = 0.0) -> Method:
+    """A prompt of one object for the box of each, on the asked background."""
+
+    def method(prompt: Prompt) -> Sequence[Modulation]:
+        boxes = prompt.boxes[::-1] if swapped else prompt.boxes
+        return [
+            AttentionCouple(
+                prompt.scene(), dict(zip(prompt.alone(), boxes, strict=True)), base=base
+            )
+        ]
 
     return method
 
@@ -43,7 +59,16 @@ METHODS: dict[str, Method | None] = {
     "Emphasize 2": _emphasis(2.0),
     "Emphasize 4": _emphasis(4.0),
     "RegionBind + ObjectFocus": lambda p: [RegionBind(p.scene()), ObjectFocus(p.scene())],
+    "AttentionCouple": _couple(),
+    "AttentionCouple, base 0.3": _couple(base=0.3),
+    "AttentionCouple, boxes swapped (control)": _couple(swapped=True),
+    "StructuredText": lambda p: [StructuredText(p.scene())],
+    "StructuredText, conjunction": lambda p: [StructuredText(p.scene(), conjunction=True)],
+    "StructuredText, wrong phrases (control)": lambda p: [StructuredText(p.mismatched())],
 }
+# methods of layers that a model may lack, or of batches of one prompt
+_ONLY_CROSS = tuple(name for name in METHODS if name.startswith("StructuredText"))
+ONE_BY_ONE = tuple(name for name in METHODS if name.startswith("AttentionCouple"))
 # modulations that need no prompt act on the whole batch, so one list serves all
 SHARED: dict[str, Sequence[Modulation]] = {
     f"SelfTemperature {factor:g}, first 20 % of steps": [
@@ -51,3 +76,9 @@ SHARED: dict[str, Sequence[Modulation]] = {
     ]
     for factor in (1.5, 2.0)
 }
+
+
+def methods_of(model: str) -> list[str]:
+    """The names of the methods that an embedded model has the layers for."""
+    is_joint = model == "flux"
+    return [name for name in (*METHODS, *SHARED) if not (is_joint and name in _ONLY_CROSS)]

@@ -28,6 +28,10 @@ class Prompt:
         names = [f"{colour} {shape}" for colour, shape in self.ask.objects]
         return Scene(self.ask.caption, regions=dict(zip(names, boxes, strict=True)))
 
+    def alone(self) -> list[str]:
+        """A caption for each object by itself, on the same background."""
+        return [replace(self.ask, objects=(thing,)).caption for thing in self.ask.objects]
+
     def mismatched(self) -> Scene:
         """The colour of each with the shape of the other: a scene that is wrong."""
         (colour, shape), (colour2, shape2) = self.ask.objects

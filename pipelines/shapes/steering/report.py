@@ -41,6 +41,11 @@ def _tables(folder: Path, name: str, number: int) -> list[str]:
         header = ["factor of SelfTemperature", *entropy]
         cells = ["entropy of attention between pixels", *(f"{v:.3f}" for v in entropy.values())]
         tables.append(f"`shapes-{name}`:\n\n{markdown_table(header, [cells])}")
+    masks = _read(folder / f"masks-{name}.json")
+    if masks:
+        header = ["power, margin of AttentionMasks", *masks]
+        cells = ["overlap of masks and objects (IOU)", *(f"{v:.3f}" for v in masks.values())]
+        tables.append(f"`shapes-{name}`:\n\n{markdown_table(header, [cells])}")
     return tables
 
 
