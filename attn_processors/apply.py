@@ -15,6 +15,7 @@ from .layer import Layer
 from .layouts import LEFT_ALONE, TARGETS, Family, attention_layers, family_of
 from .redirect import Redirected, redirect
 from .report import Recorder, Report
+from .sequence import group_of
 from .slot import processor_in, replace_processor
 from .tracker import Tracker
 from .trained.layers import Follower
@@ -54,7 +55,8 @@ def apply(
 
     Raises ValueError for bad options, a pattern that matches nothing and a model that already
     carries a foveate processor; NotImplementedError for a model class whose layout cannot even be
-    guessed. Nothing is changed then.
+    guessed, and for an operator that cannot run where diffusers' context parallelism splits the
+    tokens of the model. Nothing is changed then.
     """
     model, pipe = denoiser_of(pipe_or_model, "apply")
     family = family_of(model) if family is None else family
@@ -66,6 +68,7 @@ def apply(
     targets = {name: module for name, module in attentions.items() if kinds[name] in TARGETS}
     for each in dict.fromkeys(chosen.values()):
         each.operator.check_model(targets)
+        _check_split(model, each.operator)
 
     _tell_guess(model, family, strict)
     _tell_second(pipe)
@@ -222,6 +225,12 @@ def _check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
         return
     if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
         raise ValueError(f"steps must be (start, end) with 0 <= start < end <= 1, got {steps!r}")
+
+
+def _check_split(model: nn.Module, operator: AttnProcessor) -> None:
+    reason = None if group_of(model) is None else operator.why_not_split()
+    if reason is not None:
+        raise NotImplementedError(f"{operator!r} on {type(model).__name__}: {reason}")
 
 
 def _refuse_second(attentions: Mapping[str, nn.Module]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..kernels.counts import KeyCount
 from ..kernels.layout import TokenLayout
+from ..kernels.sequence import Exchange, Shard
 from .rotary import RotaryReader
 from .stock import check_grid, run_stock
 
@@ -92,6 +93,10 @@ class AttnProcessor:
         """Why the operator cannot run calls of this layout, or None."""
         return None
 
+    def why_not_split(self) -> str | None:
+        """Why the operator cannot run where the tokens are split over ranks, or None."""
+        return f"{self.operator_name} does not run under context parallelism; local and foveated do"
+
     def check_model(self, layers: Mapping[str, nn.Module]) -> None:
         """Raises ValueError where the processor is not for the model with these self-attention and
         joint layers.
@@ -124,6 +129,19 @@ class AttnProcessor:
     ) -> torch.Tensor:
         """Attention of q, k, v [B, H, N, D] laid out as `layout`; scale None means 1 / sqrt(D)."""
         raise NotImplementedError(f"{type(self).__name__} does not define attend")
+
+    def attend_shard(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        shard: Shard,
+        exchange: Exchange,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """`attend` where this rank holds `shard` of a call, if nothing says why not."""
+        raise NotImplementedError(self.why_not_split())
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
         """Keys a grid query needs, and keys it is compared with."""

@@ -8,7 +8,7 @@ CLEAR's pooled variant (arXiv:2412.16112).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,8 +16,10 @@ from ..kernels import foveated_attention, foveated_keys
 from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
+from ..kernels.sequence import Exchange, Shard, sequence_foveated_attention
 from .base import EVERY_EDIT
 from .proportional import proportional_scale
+from .sequence import check_impl_split
 from .trained.base import TrainedAttnProcessor
 from .trained.local import LocalWeights
 
@@ -103,25 +105,48 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
         scale: float | None,
     ) -> torch.Tensor:
         self.require_part()
-        weight = self._weight()
-        if self.proportional is not None:
-            is_clear = not (self.mass or self.partition)
-            tokens = layout.num_tokens * (_CLEAR_POOLED_TOKENS if is_clear else 1)
-            scale = proportional_scale(scale, q.shape[-1], tokens, self.proportional)
-        return foveated_attention(
-            q,
-            k,
-            v,
-            layout=layout,
-            radius=self.radius,
-            pool=self.pool,
-            levels=self.levels,
-            mass=self.mass,
-            partition=self.partition,
-            pool_weight=None if weight is None else weight.to(q.device),
-            scale=scale,
-            impl=self.impl,
+        scale = self._scale(scale, q.shape[-1], layout)
+        options = self._options(q.device)
+        return foveated_attention(q, k, v, layout=layout, scale=scale, impl=self.impl, **options)
+
+    def why_not_split(self) -> str | None:
+        return None
+
+    def attend_shard(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        shard: Shard,
+        exchange: Exchange,
+        scale: float | None,
+    ) -> torch.Tensor:
+        check_impl_split(self.impl)
+        self.require_part()
+        scale = self._scale(scale, q.shape[-1], shard.layout)
+        options = self._options(q.device)
+        return sequence_foveated_attention(
+            q, k, v, shard=shard, exchange=exchange, scale=scale, **options
         )
+
+    def _options(self, device: torch.device) -> dict[str, Any]:
+        weight = self._weight()
+        return {
+            "radius": self.radius,
+            "pool": self.pool,
+            "levels": self.levels,
+            "mass": self.mass,
+            "partition": self.partition,
+            "pool_weight": None if weight is None else weight.to(device),
+        }
+
+    def _scale(self, scale: float | None, dim: int, layout: TokenLayout) -> float | None:
+        if self.proportional is None:
+            return scale
+        is_clear = not (self.mass or self.partition)
+        tokens = layout.num_tokens * (_CLEAR_POOLED_TOKENS if is_clear else 1)
+        return proportional_scale(scale, dim, tokens, self.proportional)
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
         return foveated_keys(layout, self.radius, self.pool, self.levels, self.partition)

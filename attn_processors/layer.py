@@ -13,7 +13,7 @@ from ..kernels.layout import TokenLayout
 from .base import AttnProcessor
 from .guard import Guard
 from .padding import Padded, attend_valid
-from .redirect import MASKED
+from .redirect import MASKED, SPLIT
 from .tracker import Tracker
 
 __all__ = ["Layer"]
@@ -90,6 +90,8 @@ class Layer:
             tokens += encoder_hidden_states.shape[1]
         layout = self.tracker.layouts.get(tokens)
         cannot = attention_mask is not None or layout is None or self.present.why_not(layout)
+        if self.tracker.exchange is not None:
+            cannot = cannot or self.present.why_not_split()
         if cannot or self.guard.broken or self._why_left_dense(tokens, layout) is not None:
             return attn
         self._place(hidden_states.device)
@@ -116,13 +118,16 @@ class Layer:
         chosen = self._why_left_dense(q.shape[2], layout)
         refused = None
         if chosen is None:
-            is_plain = special is None or padded is not None
+            is_plain = special in (None, SPLIT) or padded is not None
             refused = None if is_plain else special
             refused = refused or self._why_not(q, k, layout) or self.present.why_not(layout)
+            if special == SPLIT:
+                refused = refused or self.present.why_not_split()
         out = None
         if chosen is None and refused is None:
-            out = self._run(q, k, v, layout, padded, scale)
-            if out is not None:
+            out = self._run(q, k, v, layout, padded, scale, special)
+            # ranks must agree, and each sees its own share alone
+            if out is not None and self.tracker.exchange is None:
                 refused = self.guard.why_not(layout, out, (q, k, v))
         if refused is not None and self.strict:
             raise NotImplementedError(f"{self.name}: {refused}; strict=False runs this call dense")
@@ -137,15 +142,34 @@ class Layer:
         layout: TokenLayout,
         padded: Padded | None,
         scale: float | None,
+        special: str | None,
     ) -> torch.Tensor | None:
         """The operator's output, or None where the stock softmax gives it."""
         self._place(q.device)
+        if self.tracker.exchange is not None:
+            return self._attend_shard(q, k, v, scale, special)
         if padded is None:
             return self.present.attend(q, k, v, layout=layout, scale=scale)
         # the stock softmax honours the mask itself, and is bitwise the stock result
         if self.present.is_softmax:
             return None
         return attend_valid(self.present.attend, padded, q, k, v, scale=scale)
+
+    def _attend_shard(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float | None,
+        special: str | None,
+    ) -> torch.Tensor:
+        if special != SPLIT:
+            raise NotImplementedError(
+                f"{self.name}: the tokens are split over ranks, but its stock processor takes no "
+                "part in context parallelism and would attend to this rank's share alone"
+            )
+        shard, exchange = self.tracker.shards[q.shape[2]], self.tracker.exchange
+        return self.present.attend_shard(q, k, v, shard=shard, exchange=exchange, scale=scale)
 
     def _padded(self, tokens: int, special: str | None) -> Padded | None:
         """Where the padding lies that the call's mask hides, if the model's family tells."""
@@ -179,6 +203,8 @@ class Layer:
             return "queries and keys differ in number"
         if layout is None and self.tracker.family.is_guess:
             return f"{q.shape[2]} tokens fit no guessed grid; pass family= (docs/layouts.md)"
+        if layout is None and self.tracker.exchange is not None:
+            return f"{q.shape[2]} tokens are no rank's even share of the text and the image"
         if layout is None:
             return f"{q.shape[2]} tokens fit no grid of this forward"
         return None

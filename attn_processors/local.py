@@ -18,9 +18,11 @@ from ..kernels.counts import KeyCount
 from ..kernels.inputs import check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.local import check_frames_radius, check_radius
+from ..kernels.sequence import Exchange, Shard, sequence_local_attention
 from .base import EVERY_EDIT, AttnProcessor
 from .foveated import FoveatedAttnProcessor
 from .proportional import proportional_scale
+from .sequence import check_impl_split
 from .trained.base import TrainedAttnProcessor
 from .trained.clear import read_clear
 from .trained.local import LocalWeights
@@ -130,8 +132,7 @@ class LocalAttnProcessor(TrainedAttnProcessor):
         scale: float | None,
     ) -> torch.Tensor:
         self.require_part()
-        if self.proportional is not None:
-            scale = proportional_scale(scale, q.shape[-1], layout.num_tokens, self.proportional)
+        scale = self._scale(scale, q.shape[-1], layout)
         return local_attention(
             q,
             k,
@@ -142,6 +143,33 @@ class LocalAttnProcessor(TrainedAttnProcessor):
             scale=scale,
             impl=self.impl,
         )
+
+    def why_not_split(self) -> str | None:
+        if self.frames_radius is not None:
+            return "windows with a frames_radius are not split over ranks"
+        return None
+
+    def attend_shard(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        shard: Shard,
+        exchange: Exchange,
+        scale: float | None,
+    ) -> torch.Tensor:
+        check_impl_split(self.impl)
+        self.require_part()
+        scale = self._scale(scale, q.shape[-1], shard.layout)
+        return sequence_local_attention(
+            q, k, v, shard=shard, exchange=exchange, radius=self.radius, scale=scale
+        )
+
+    def _scale(self, scale: float | None, dim: int, layout: TokenLayout) -> float | None:
+        if self.proportional is None:
+            return scale
+        return proportional_scale(scale, dim, layout.num_tokens, self.proportional)
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
         return local_keys(layout, self.radius, self.frames_radius)

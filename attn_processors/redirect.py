@@ -21,11 +21,22 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-__all__ = ["BIASED", "MASKED", "Attend", "Project", "Redirected", "redirect", "redirected_class"]
+__all__ = [
+    "BIASED",
+    "MASKED",
+    "SPLIT",
+    "Attend",
+    "Project",
+    "Redirected",
+    "redirect",
+    "redirected_class",
+]
 
 # what padding that a model hides looks like; any other mask is a bias added to the logits
 MASKED = "the call carries a boolean attention mask"
 BIASED = "the call carries an attention mask"
+# diffusers' context parallelism: q, k and v hold one rank's share of the tokens
+SPLIT = "the call is split over ranks (context parallelism)"
 
 _METHOD_OF_CALL = {
     "scaled_dot_product_attention": "_foveate_sdpa",
@@ -114,12 +125,9 @@ class Redirected:
         parallel_config: object = None,
     ) -> torch.Tensor:
         if self.attend is not None:
-            if parallel_config is not None:
-                raise NotImplementedError(
-                    "foveate does not run under diffusers' context parallelism: each rank would "
-                    "attend to its own shard alone; remove() it before enable_parallelism()"
-                )
             special = _special(attn_mask, dropout_p, is_causal, enable_gqa)
+            if special is None and parallel_config is not None:
+                special = SPLIT
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B, H, N, D]
             out = _attend(self.attend, q, k, v, scale, special)
             if out is not None:

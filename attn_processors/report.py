@@ -51,17 +51,22 @@ class Report:
     """The layers of one model, in the order of its modules; `print` shows a table.
 
     companions: dataclasses, reports of what was put on the model beside operators.
+    received_bytes: what this rank got from others in the operators of this run; None where the
+        tokens are not split over ranks (context parallelism).
     """
 
     layers: tuple[LayerReport, ...]
     forwards: int
     processors: tuple[str, ...]
     companions: tuple[object, ...] = ()
+    received_bytes: int | None = None
 
     def __str__(self) -> str:
         ran = sum(row.forwards > 0 for row in self.layers)
         title = f"{', '.join(self.processors)}: ran in {ran} of {len(self.layers)} layers, "
         title += f"{self.forwards} forwards"
+        if self.received_bytes is not None:
+            title += f", {self.received_bytes:,} bytes received from other ranks"
         header = (
             "layer",
             "kind",
@@ -128,6 +133,9 @@ class Recorder:
     @torch.compiler.disable
     def begin(self, model: nn.Module, args: tuple) -> None:
         """Forward pre-hook: what a forward cut short left behind counts for nothing."""
+        exchange = self.tracker.exchange
+        if exchange is not None and self.tracker.schedule is not self._schedule:
+            exchange.received = 0
         for layer in self.layers:
             layer.begin()
 
@@ -173,7 +181,9 @@ class Recorder:
             repr(p) for p in (layer.processor for layer in self.layers) if p is not None
         )
         rows = tuple(self._row(layer, replaced.get(layer.name)) for layer in self.layers)
-        return Report(rows, self.forwards, tuple(processors), tuple(companions))
+        exchange = self.tracker.exchange
+        received = None if exchange is None else exchange.received
+        return Report(rows, self.forwards, tuple(processors), tuple(companions), received)
 
     def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
         dense = sum(layer.reasons.values())

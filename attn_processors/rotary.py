@@ -46,7 +46,7 @@ class RotaryReader:
         if self._layout is None or (text is not None and self._layout.text != text):
             raise ValueError(
                 "the rotary embedding is not that of text and one image in raster order "
-                "(reference images?); use foveate.apply"
+                "(reference images, or tokens split over ranks?); use foveate.apply"
             )
         return self._layout
 

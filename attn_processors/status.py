@@ -17,9 +17,16 @@ from .layer import Layer
 from .layouts import attention_layers
 from .redirect import Redirected, redirected_class
 from .report import Recorder
+from .sequence import group_of
 from .slot import processor_in
 
 __all__ = ["LayerStatus", "Status", "status"]
+
+
+_NOT_BY_HAND = (
+    "set_attn_processor does not run under context parallelism; set the stock processors back, "
+    "then foveate.apply"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +61,10 @@ class Status:
         processors = ", ".join(dict.fromkeys(row.processor for row in self.layers))
         held = len(self.layers) - len(self.lost)
         lines = [f"{processors}: in place in {held} of {len(self.layers)} layers"]
-        for remedy in dict.fromkeys(row.remedy for row in self.lost):
-            rows = [row for row in self.lost if row.remedy == remedy]
+        for remedy in dict.fromkeys(row.remedy for row in self.layers if row.remedy is not None):
+            rows = [row for row in self.layers if row.remedy == remedy]
             where = f"{rows[0].layer} and {len(rows) - 1} more"
-            lines.append(f"{where} hold {rows[0].replaced_by}: {remedy}")
+            lines.append(f"{where} hold {rows[0].replaced_by or rows[0].processor}: {remedy}")
         return "\n".join(lines)
 
 
@@ -71,17 +78,21 @@ def _applied(model: nn.Module) -> list[LayerStatus]:
     """Of the layers that `apply` chose."""
     recorders = [hook for hook in model._forward_hooks.values() if isinstance(hook, Recorder)]
     layers = [layer for recorder in recorders for layer in recorder.layers if layer.processor]
-    return [_row(layer, processor_in(model.get_submodule(layer.name))) for layer in layers]
+    is_split = group_of(model) is not None
+    return [
+        _row(layer, processor_in(model.get_submodule(layer.name)), is_split) for layer in layers
+    ]
 
 
-def _row(layer: Layer, present: object) -> LayerStatus:
+def _row(layer: Layer, present: object, is_split: bool) -> LayerStatus:
     attend = present.attend if isinstance(present, Redirected) else None
     is_held = getattr(attend, "__self__", None) is layer
+    idle = layer.processor.why_not_split() if is_split else None
     return LayerStatus(
         layer=layer.name,
         processor=repr(layer.processor),
         replaced_by=None if is_held else _stock_name(present),
-        remedy=None if is_held else _remedy(present),
+        remedy=idle if is_held else _remedy(present),
     )
 
 
@@ -103,8 +114,9 @@ def _remedy(present: object) -> str:
 def _set_by_hand(model: nn.Module) -> list[LayerStatus]:
     """Of the layers that `set_attn_processor` gave a processor of ours."""
     held = {name: processor_in(module) for name, module in attention_layers(model).items()}
+    remedy = None if group_of(model) is None else _NOT_BY_HAND
     return [
-        LayerStatus(layer=name, processor=repr(present), replaced_by=None, remedy=None)
+        LayerStatus(layer=name, processor=repr(present), replaced_by=None, remedy=remedy)
         for name, present in held.items()
         if isinstance(present, AttnProcessor)
     ]

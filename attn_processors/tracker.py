@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from ..kernels.layout import TokenLayout
+from ..kernels.sequence import Exchange, Shard
 from .layouts import Family
 from .padding import Padded, padded_layout
+from .sequence import group_of, shards_of
 
 __all__ = ["Tracker"]
 
@@ -26,7 +28,10 @@ _TRAINING_STEPS = 1000
 class Tracker:
     """Forward pre-hook of one model; what it read stays on it.
 
-    layouts: token count -> layout of the self-attention and joint calls of this forward.
+    layouts: token count -> layout of the self-attention and joint calls of this forward. Where the
+        tokens are split over ranks, the count is this rank's and the layout that of the whole call.
+    shards: token count -> what this rank holds of the call; empty where nothing is split.
+    exchange: how ranks give each other what they need, None where nothing is split.
     padded: token count -> what is no padding of the calls whose padded text the model masks.
     active: whether this forward lies in the window `steps`, fractions of the schedule from 0
         (noise) to 1.
@@ -39,6 +44,8 @@ class Tracker:
         self.family = family
         self.steps = steps
         self.layouts: dict[int, TokenLayout] = {}
+        self.shards: dict[int, Shard] = {}
+        self.exchange: Exchange | None = None
         self.padded: dict[int, Padded] = {}
         self.active = True
         self.schedule: torch.Tensor | None = None
@@ -53,10 +60,19 @@ class Tracker:
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
         self.schedule = self._read_schedule()
+        self._read_parallel(model)
         self._read_layouts(model, arguments)
         self._timestep = arguments.get(self.family.timestep)
         if self.steps is not None:
             self.active = self._is_inside(self.progress())
+
+    def _read_parallel(self, model: nn.Module) -> None:
+        """Whether the tokens are split, which may begin after `apply`."""
+        group = group_of(model)
+        if group is (None if self.exchange is None else self.exchange.group):
+            return
+        self.exchange = None if group is None else Exchange(group)
+        self._key = ()
 
     def _read_layouts(self, model: nn.Module, arguments: Mapping[str, Any]) -> None:
         sources = [arguments.get(name) for name in self.family.sources]
@@ -70,6 +86,11 @@ class Tracker:
         layouts = self.family.layouts(model, arguments)
         self.layouts = {layout.num_tokens: layout for layout in layouts}
         self.padded = self._read_padding(model, arguments, layouts)
+        self.shards = {}
+        if self.exchange is not None:
+            self.shards = shards_of(layouts, self.exchange)
+            self.layouts = {tokens: shard.layout for tokens, shard in self.shards.items()}
+            self.padded = {}
         self._key = key
         self._sources = tuple(None if source is None else weakref.ref(source) for source in sources)
 
@@ -108,12 +129,14 @@ class Tracker:
         return start <= progress < end or (end == 1 and progress >= start)
 
     def __getstate__(self) -> dict[str, Any]:
-        # weak references do not pickle; without its pipeline a tracker goes by the timestep alone
+        # weak references and process groups do not pickle; without its pipeline a tracker goes by
+        # the timestep alone
         left = {
             "_pipe": None,
             "_sources": (),
             "_key": (),
             "_timestep": None,
+            "exchange": None,
             "schedule": None,
         }
         return {**vars(self), **left}

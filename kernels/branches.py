@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -10,9 +11,37 @@ from .layout import TokenLayout
 from .merge import merge
 from .partial import partial_attention
 
-__all__ = ["answer", "axis_order", "from_axes", "to_axes"]
+__all__ = ["Band", "answer", "axis_order", "from_axes", "to_axes"]
 
 Branch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Band(NamedTuple):
+    """What lies at start <= i < stop along one axis (0 frames, 1 rows) of a grid.
+
+    It is contiguous in raster order: the axis is the first that has more than one place.
+    """
+
+    axis: int
+    start: int
+    stop: int
+
+    @classmethod
+    def whole(cls, grid: tuple[int, int, int]) -> Band:
+        """The band that is the grid."""
+        axis = 0 if grid[0] > 1 else 1
+        return cls(axis, 0, grid[axis])
+
+    def of(self, grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Sizes of the band: it is whole along the other axes."""
+        return (*grid[: self.axis], self.stop - self.start, *grid[self.axis + 1 :])
+
+    def limits(self, grid: tuple[int, int, int]) -> list[tuple[int, int]]:
+        """(start, stop) along each axis, in `axis_order(grid)`."""
+        return [
+            (self.start, self.stop) if axis == self.axis else (0, grid[axis])
+            for axis in axis_order(grid)
+        ]
 
 
 def axis_order(grid: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -21,9 +50,14 @@ def axis_order(grid: tuple[int, int, int]) -> tuple[int, int, int]:
     return (longest, *(axis for axis in range(3) if axis != longest))
 
 
-def to_axes(x: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
-    """x [B, H, f*h*w, ...] as a view [B, H, rows, a, b, ...], its axes in `axis_order(grid)`."""
-    x = x.unflatten(2, grid)
+def to_axes(
+    x: torch.Tensor, grid: tuple[int, int, int], sizes: tuple[int, int, int] | None = None
+) -> torch.Tensor:
+    """x [B, H, f*h*w, ...] as a view [B, H, rows, a, b, ...], its axes in `axis_order(grid)`.
+
+    `sizes` are those of x where it is only a band of the grid.
+    """
+    x = x.unflatten(2, grid if sizes is None else sizes)
     return x.permute(0, 1, *(2 + axis for axis in axis_order(grid)), *range(5, x.dim()))
 
 

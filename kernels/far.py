@@ -7,6 +7,7 @@ per cell, and never larger than a row of queries by the keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -26,32 +27,43 @@ def far_attention(
     cell: Sequence[int],
     bias: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor],
     scale: float | None = None,
+    start: Sequence[int] = (0, 0, 0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend q [B, H, rows, a, b, D] to all of k, v [B, H, r, s, t, D], one key for each `cell`.
 
-    `bias(queries, keys)` is [queries, keys] for the token positions where their cells begin; it may
-    leave a query without keys. Returns out and lse in the shape of q.
+    `bias(queries, keys)` is [queries, keys] for the position of a token in each cell of queries and
+    of the first one in each cell of keys; it may leave a query without keys. `start` is where in
+    the grid q begins. Returns out and lse in the shape of q.
     """
-    height, depth, width = q.shape[2:5]
     keys = [torch.arange(n, device=q.device) * c for n, c in zip(k.shape[2:5], cell, strict=True)]
     k, v = (x.flatten(2, 4).flatten(0, 1).unsqueeze(1) for x in (k, v))
     step = max(1, _MAX_BIAS // (cell[2] * k.shape[2])) * cell[2]
+    cuts = [
+        _cuts(begin, begin + size, side)
+        for begin, size, side in zip(start, q.shape[2:5], (cell[0], cell[1], step), strict=True)
+    ]
 
-    def block(row: int, a: int, b: int) -> tuple[torch.Tensor, torch.Tensor]:
-        part = q[:, :, row : row + cell[0], a : a + cell[1], b : b + step]
+    def block(row: slice, a: slice, b: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        at = (slice(x.start - s, x.stop - s) for x, s in zip((row, a, b), start, strict=True))
+        part = q[(slice(None), slice(None), *at)]
         tiles = part.reshape(k.shape[0], -1, *part.shape[4:])
-        begins = [torch.tensor([x], device=q.device) for x in (row, a)]
-        begins.append(torch.arange(b, b + tiles.shape[2], cell[2], device=q.device))
-        rows = bias(begins, keys).repeat_interleave(cell[2], 0)[: tiles.shape[2]]
+        begins = [torch.tensor([x.start], device=q.device) for x in (row, a)]
+        first = b.start // cell[2] * cell[2]
+        begins.append(torch.arange(first, b.stop, cell[2], device=q.device))
+        rows = bias(begins, keys).repeat_interleave(cell[2], 0)
+        rows = rows[b.start - first : b.stop - first]
         few = (x.expand(-1, tiles.shape[1], -1, -1) for x in (k, v))
         out, lse = partial_attention(tiles, *few, rows, scale, empty_rows=True)
         return out.reshape(part.shape), lse.reshape(part.shape[:-1])
 
-    def line(row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        blocks = (
-            concat([block(row, a, b) for b in range(0, width, step)], 4)
-            for a in range(0, depth, cell[1])
-        )
-        return concat(list(blocks), 3)
+    def line(row: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks = [concat([block(row, a, b) for b in cuts[2]], 4) for a in cuts[1]]
+        return concat(blocks, 3)
 
-    return concat([line(row) for row in range(0, height, cell[0])], 2)
+    return concat([line(row) for row in cuts[0]], 2)
+
+
+def _cuts(start: int, stop: int, side: int) -> list[slice]:
+    """start to stop, cut at every multiple of `side`."""
+    edges = [start, *range((start // side + 1) * side, stop, side), stop]
+    return [slice(*edge) for edge in pairwise(edges)]

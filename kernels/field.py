@@ -14,7 +14,7 @@ from math import prod
 
 import torch
 
-from .branches import axis_order
+from .branches import Band, axis_order
 from .counts import KeyCount, mean_within
 from .tiles import Axis, tile_shape, visited, within
 
@@ -61,15 +61,33 @@ class Field:
         """Whether the level's keys go on to the end of the grid."""
         return level == self.used_levels
 
-    def axes(self, level: int) -> list[Axis]:
-        """Tiles of queries with the window of a level's keys, for a level that is not the last."""
+    def axes(self, level: int, band: Band | None = None) -> list[Axis]:
+        """Tiles of queries with the window of a level's keys, for a level that is not the last.
+
+        The queries of a band see keys outside of it.
+        """
         units, cells, reach = self.cell(level), self.cell(level + 1), self.reach(level + 1)
         halos = [
             ((reach - 2) // cell + 1) * cell // unit
             for cell, unit in zip(cells, units, strict=True)
         ]
         tile = tile_shape(self.sizes, cells)
-        return [Axis(*axis) for axis in zip(self.sizes, tile, halos, units, strict=True)]
+        limits = (Band.whole(self.grid) if band is None else band).limits(self.grid)
+        return [
+            Axis(*axis, *limit)
+            for *axis, limit in zip(self.sizes, tile, halos, units, cells, limits, strict=True)
+        ]
+
+    def bands(self, band: Band | None = None) -> list[Band]:
+        """The keys of each level that the queries of a band see, in keys of that level."""
+        band = Band.whole(self.grid) if band is None else band
+        place = axis_order(self.grid).index(band.axis)
+        bands = []
+        for level in range(self.used_levels + 1):
+            last = -(-self.sizes[place] // self.cell(level)[place])
+            keys = (0, last) if self.is_last(level) else self.axes(level, band)[place].whole[2:4]
+            bands.append(Band(band.axis, *keys))
+        return bands
 
     def visible(
         self, level: int, queries: Sequence[torch.Tensor], keys: Sequence[torch.Tensor]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .branches import Branch, answer, axis_order, from_axes, to_axes
+from .branches import Band, Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount
 from .far import far_attention
 from .field import Field
@@ -28,7 +28,14 @@ from .pooling import cell_logs, full_log, pool_cells
 from .reference import reference_foveated
 from .tiles import tiled_attention
 
-__all__ = ["foveated_attention", "foveated_keys"]
+__all__ = [
+    "all_cells",
+    "check_foveated",
+    "foveated_attention",
+    "foveated_keys",
+    "partition_levels",
+    "pool_level",
+]
 
 
 def foveated_attention(
@@ -55,7 +62,7 @@ def foveated_attention(
     (1, 1, 1, pool, 1, pool, 1) replaces the mean. Context queries are dense over tokens, not cells.
     """
     check_tensors(q, k, v, layout)
-    weight = _checked(layout, radius, pool, levels, partition, pool_weight)
+    weight = check_foveated(layout, radius, pool, levels, partition, pool_weight)
     impl = check_impl(impl, q, lambda: _why_not_triton(q, k, v, levels, weight, scale))
     if impl == "triton":
         from .triton.foveated import foveated_attention as triton_foveated
@@ -69,12 +76,16 @@ def foveated_attention(
         return (out, lse) if return_lse else out
     field = Field(layout.grid, radius, pool, levels)
     grid = [layout.grid_of(x) for x in (q, k, v)]
+    pooled = [
+        [pool_level(to_axes(x, field.grid), field, level, weight) for x in grid[1:]]
+        for level in range(1, 1 + (field.used_levels if partition else 1))
+    ]
     if partition:
-        branches = _partition(*grid, field, mass, weight, scale)
+        branches = partition_levels(*grid, pooled, field, mass, scale)
     else:
         branches = [
             disc(*grid, layout.grid, radius, scale),
-            _all_cells(*grid, field, mass, weight, scale),
+            all_cells(grid[0], pooled[0], field, mass, scale),
         ]
     return answer(q, k, v, layout, branches, scale, return_lse)
 
@@ -95,14 +106,21 @@ def foveated_keys(
     layout: TokenLayout, radius: int, pool: int = 4, levels: int = 1, partition: bool = True
 ) -> KeyCount:
     """Keys per grid query of `foveated_attention`, cells and context included."""
-    _checked(layout, radius, pool, levels, partition, None)
+    check_foveated(layout, radius, pool, levels, partition, None)
     field = Field(layout.grid, radius, pool, levels)
     if partition:
         return KeyCount(*(layout.num_context + keys for keys in field.count_keys()))
     return KeyCount(*(field.num_cells(1) + keys for keys in local_keys(layout, radius)))
 
 
-def _checked(layout, radius, pool, levels, partition, weight):
+def check_foveated(
+    layout: TokenLayout,
+    radius: int,
+    pool: int,
+    levels: int,
+    partition: bool,
+    weight: torch.Tensor | None,
+) -> torch.Tensor | None:
     """The pooling weight as [pool, pool], after checking every option."""
     check_positive("radius", radius)
     check_positive("pool", pool, least=2)
@@ -127,19 +145,35 @@ def _checked(layout, radius, pool, levels, partition, weight):
     return weight.reshape(pool, pool)
 
 
-def _partition(q, k, v, field, mass, weight, scale) -> list[Branch]:
-    """The branch of each level, every key in exactly one."""
+def partition_levels(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pooled: Sequence[Sequence[torch.Tensor]],
+    field: Field,
+    mass: bool,
+    scale: float | None,
+    band: Band | None = None,
+) -> list[Branch]:
+    """The branch of each level, every key in exactly one.
+
+    q, k, v are [B, H, tokens, D]; `pooled` are the cells [B, H, r, a, b, D] of k and v at each
+    level from 1. With a band, q are its tokens, and keys and cells those of `field.bands`.
+    """
     if field.used_levels == 0:
         return [partial_attention(q, k, v, None, scale)]
-    q, k, v = (to_axes(x, field.grid) for x in (q, k, v))
+    limits = (Band.whole(field.grid) if band is None else band).limits(field.grid)
+    q = to_axes(q, field.grid, None if band is None else band.of(field.grid))
+    tokens = field.bands(band)[0].of(field.grid)
+    near = [to_axes(x, field.grid, tokens) for x in (k, v)]
     branches = []
-    for level in range(field.used_levels + 1):
-        keys, values = (_pool(x, field, level, weight) for x in (k, v))
+    for level, (keys, values) in enumerate((near, *pooled)):
         bias = _bias(q, field, level, mass)
         if field.is_last(level):
-            out, lse = far_attention(q, keys, values, field.cell(level), bias, scale)
+            start = [start for start, _ in limits]
+            out, lse = far_attention(q, keys, values, field.cell(level), bias, scale, start)
         else:
-            axes, empty_rows = field.axes(level), level > 0
+            axes, empty_rows = field.axes(level, band), level > 0
             out, lse = tiled_attention(q, keys, values, axes, bias, scale, empty_rows)
         lse = lse + full_log(field.sizes, field.cell(level)) if mass else lse
         branches.append((from_axes(out, field.grid), from_axes(lse, field.grid)))
@@ -159,18 +193,28 @@ def _bias(q, field, level, mass) -> Callable[..., torch.Tensor]:
     return bias
 
 
-def _pool(x, field, level, weight):
-    if level == 0:
-        return x
+def pool_level(
+    x: torch.Tensor, field: Field, level: int, weight: torch.Tensor | None
+) -> torch.Tensor:
+    """The cells [B, H, r, a, b, D] of a level from tokens x [B, H, rows, a, b, D]."""
     if weight is not None:
         weight = weight[None].permute(axis_order(field.grid))
     return pool_cells(x, field.cell(level), weight)
 
 
-def _all_cells(q, k, v, field, mass, weight, scale) -> Branch:
-    """The branch over every cell of level 1, the same for every query."""
+def all_cells(
+    q: torch.Tensor,
+    cells: Sequence[torch.Tensor],
+    field: Field,
+    mass: bool,
+    scale: float | None,
+) -> Branch:
+    """The branch of q [B, H, tokens, D] over every cell of level 1, the same for every query.
+
+    `cells` are those of k and of v, [B, H, r, a, b, D].
+    """
     cell = field.cell(1)
-    k, v = (_pool(to_axes(x, field.grid), field, 1, weight).flatten(2, 4) for x in (k, v))
+    k, v = (x.flatten(2, 4) for x in cells)
     if not mass:
         return partial_attention(q, k, v, None, scale)
     keys = [torch.arange(0, *axis, device=q.device) for axis in zip(field.sizes, cell, strict=True)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .branches import Branch, answer, axis_order, from_axes, to_axes
+from .branches import Band, Branch, answer, axis_order, from_axes, to_axes
 from .counts import KeyCount, mean_within
 from .inputs import check_impl, check_positive, check_tensors, why_not_attention
 from .layout import TokenLayout
@@ -20,7 +20,15 @@ from .partial import partial_attention
 from .reference import reference_local
 from .tiles import Axis, concat, tile_shape, tiled_attention, visited, within
 
-__all__ = ["check_frames_radius", "check_radius", "disc", "local_attention", "local_keys"]
+__all__ = [
+    "check_frames_radius",
+    "check_radius",
+    "disc",
+    "discs",
+    "local_attention",
+    "local_keys",
+    "near_band",
+]
 
 # of the two radii; kernels square it in int32
 _MOST_PRODUCT = 46340
@@ -51,7 +59,7 @@ def local_attention(
     impl = check_impl(impl, q, lambda: why_not_attention(q, k, v, scale))
     if impl == "torch":
         inner = (layout.grid_of(x) for x in (q, k, v))
-        grid = _discs(*inner, layout.grid, radius, frames_radius, scale)
+        grid = discs(*inner, layout.grid, radius, scale, frames_radius)
         return answer(q, k, v, layout, [grid], scale, return_lse)
     if impl == "triton":
         from .triton.local import local_attention as triton_local
@@ -86,15 +94,31 @@ def check_frames_radius(frames_radius: int | None, radius: int | Sequence[int]) 
         )
 
 
-def _discs(q, k, v, grid, radius, frames_radius, scale) -> Branch:
-    """`disc` where heads may differ in radius: those of one radius go together."""
+def discs(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: tuple[int, int, int],
+    radius: int | Sequence[int],
+    scale: float | None,
+    frames_radius: int | None = None,
+    band: Band | None = None,
+) -> Branch:
+    """`disc` where heads may differ in radius: those of one radius go together.
+
+    k and v are those of the `near_band` of the largest radius.
+    """
     if isinstance(radius, int):
-        return disc(q, k, v, grid, radius, scale, frames_radius)
+        return disc(q, k, v, grid, radius, scale, frames_radius, band)
     groups = {one: [h for h, r in enumerate(radius) if r == one] for one in dict.fromkeys(radius)}
-    parts = [
-        disc(*(x[:, heads] for x in (q, k, v)), grid, one, scale, frames_radius)
-        for one, heads in groups.items()
-    ]
+    held = near_band(grid, max(groups), band, frames_radius)
+    line = k.shape[2] // (held.stop - held.start)
+    parts = []
+    for one, heads in groups.items():
+        near = near_band(grid, one, band, frames_radius)
+        seen = slice((near.start - held.start) * line, (near.stop - held.start) * line)
+        keys, values = (x[:, heads, seen] for x in (k, v))
+        parts.append(disc(q[:, heads], keys, values, grid, one, scale, frames_radius, band))
     order = [head for heads in groups.values() for head in heads]
     back = [order.index(head) for head in range(len(order))]
     out, lse = concat(parts, 1)
@@ -109,8 +133,12 @@ def disc(
     radius: int,
     scale: float | None,
     frames_radius: int | None = None,
+    band: Band | None = None,
 ) -> Branch:
-    """The branch of grid tokens over their discs: q, k, v, out [B, H, f*h*w, D] and lse."""
+    """The branch of grid tokens over their discs: q, k, v, out [B, H, f*h*w, D] and lse.
+
+    With a band, q are its tokens and k, v those of its `near_band`.
+    """
     if _covers(grid, radius, frames_radius):
         return partial_attention(q, k, v, None, scale)
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -120,9 +148,24 @@ def disc(
         hidden = ~within(queries, keys, (1, 1, 1), reach, weights)
         return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, -torch.inf)
 
-    q, k, v = (to_axes(x, grid) for x in (q, k, v))
-    out, lse = tiled_attention(q, k, v, _axes(grid, radius, frames_radius), bias, scale)
+    near = near_band(grid, radius, band, frames_radius)
+    q = to_axes(q, grid, None if band is None else band.of(grid))
+    k, v = (to_axes(x, grid, near.of(grid)) for x in (k, v))
+    out, lse = tiled_attention(q, k, v, _axes(grid, radius, frames_radius, band), bias, scale)
     return from_axes(out, grid), from_axes(lse, grid)
+
+
+def near_band(
+    grid: tuple[int, int, int],
+    radius: int,
+    band: Band | None,
+    frames_radius: int | None = None,
+) -> Band:
+    """The keys that the discs of a band's queries touch."""
+    band = Band.whole(grid) if band is None else band
+    axes = _axes(grid, radius, frames_radius, band)
+    keys = axes[axis_order(grid).index(band.axis)].whole
+    return Band(band.axis, keys.k0, keys.k1)
 
 
 def local_keys(
@@ -160,11 +203,19 @@ def _covers(grid: tuple[int, int, int], radius: int, frames_radius: int | None) 
     return sum(w * (size - 1) ** 2 for w, size in zip(weights, sizes, strict=True)) < reach**2
 
 
-def _axes(grid: tuple[int, int, int], radius: int, frames_radius: int | None) -> list[Axis]:
+def _axes(
+    grid: tuple[int, int, int],
+    radius: int,
+    frames_radius: int | None,
+    band: Band | None = None,
+) -> list[Axis]:
     radii = (radius if frames_radius is None else frames_radius, radius, radius)
     order = axis_order(grid)
     sizes = [grid[axis] for axis in order]
+    limits = (Band.whole(grid) if band is None else band).limits(grid)
     return [
-        Axis(size, tile, radii[axis] - 1)
-        for axis, size, tile in zip(order, sizes, tile_shape(sizes), strict=True)
+        Axis(size, tile, radii[axis] - 1, start=start, stop=stop)
+        for axis, size, tile, (start, stop) in zip(
+            order, sizes, tile_shape(sizes), limits, strict=True
+        )
     ]

@@ -108,6 +108,11 @@ class _Axis(NamedTuple):
         """Where the last box begins."""
         return self.size - 1 if self.causal else self.size - self.kernel
 
+    @property
+    def whole(self) -> Span:
+        """All queries and keys at hand."""
+        return Span(0, self.size, 0, self.size)
+
     def span(self, q0: int, q1: int) -> Span:
         """The keys of queries q0 to q1."""
         first, final = (min(max(q - self.before, 0), self.last) for q in (q0, q1 - 1))

@@ -41,33 +41,47 @@ class Span(NamedTuple):
 class Axis(NamedTuple):
     """One axis of the grid: `size` tokens, one key every `unit` of them, in tiles of `tile` tokens.
 
-    A tile sees `halo` keys on either side of its own. `tile` is a multiple of `unit`.
+    A tile sees `halo` keys on either side of the cells of `cell` tokens that it touches. `tile` is
+    a multiple of `cell`, and that of `unit`. The queries at hand are those from `start` to `stop`,
+    the keys at hand those that they see.
     """
 
     size: int
     tile: int
     halo: int
     unit: int = 1
+    cell: int = 1
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def whole(self) -> Span:
+        """All queries and keys at hand."""
+        return self.span(self.start, self.size if self.stop is None else self.stop)
 
     def span(self, q0: int, q1: int) -> Span:
         """The keys of queries q0 to q1, cut at the border."""
         keys = -(-self.size // self.unit)
-        k0, k1 = q0 // self.unit - self.halo, -(-q1 // self.unit) + self.halo
+        first, last = q0 // self.cell * self.cell, -(-q1 // self.cell) * self.cell
+        k0, k1 = first // self.unit - self.halo, -(-last // self.unit) + self.halo
         return Span(q0, q1, max(0, k0), min(keys, k1), self.unit)
 
     def spans(self) -> list[Span]:
         """One span per tile."""
-        return [self.span(q, min(q + self.tile, self.size)) for q in range(0, self.size, self.tile)]
+        start, stop, *_ = self.whole
+        return [self.span(q, min(q + self.tile, stop)) for q in range(start, stop, self.tile)]
 
     def runs(self) -> list[tuple[Span, int]]:
         """(span of the first tile, number of equal tiles): each end as one tile, and the middle."""
-        first = -(-self.halo * self.unit // self.tile)
+        q0, q1, *_ = whole = self.whole
+        first = max(-(-self.halo * self.unit // self.tile), -(-q0 // self.tile))
         last = (self.size // self.unit - self.halo) * self.unit // self.tile
+        last = min(last, q1 // self.tile)
         if last <= first:
-            return [(self.span(0, self.size), 1)]
+            return [(whole, 1)]
         start, stop = first * self.tile, last * self.tile
-        ends = [(self.span(0, start), 1)] if start else []
-        tail = [(self.span(stop, self.size), 1)] if stop < self.size else []
+        ends = [(self.span(q0, start), 1)] if q0 < start else []
+        tail = [(self.span(stop, q1), 1)] if stop < q1 else []
         return [*ends, (self.span(start, start + self.tile), last - first), *tail]
 
 
@@ -116,12 +130,13 @@ def tiled_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend q [B, H, rows, a, b, D] to the windows of k, v [B, H, keys of rows, of a, of b, D].
 
-    `axes` describes (rows, a, b). `bias(queries, keys)` is [queries, keys] for token positions; it
-    may depend on where in the grid the tile lies only where its window is cut, and may leave a
-    query without keys only with `empty_rows`. `attend` is called as `partial_attention` is, tile by
-    tile, and may take its place. Returns out and lse in the shape of q.
+    `axes` describes (rows, a, b): q and k, v hold the queries and the keys of each axis's `whole`.
+    `bias(queries, keys)` is [queries, keys] for token positions; it may depend on where in the grid
+    the tile lies only where its window is cut, and may leave a query without keys only with
+    `empty_rows`. `attend` is called as `partial_attention` is, tile by tile, and may take its
+    place. Returns out and lse in the shape of q.
     """
-    rows, first, second = axes
+    _, first, second = axes
     seen: dict[tuple[tuple[int, ...], ...], torch.Tensor] = {}
 
     def shared_bias(spans: Sequence[Span]) -> torch.Tensor:
@@ -134,27 +149,29 @@ def tiled_attention(
     blocks = []
     for a in first.spans():
         strips = [
-            _strip(q, k, v, rows, a, b, shared_bias, scale, empty_rows, attend)
+            _strip(q, k, v, axes, a, b, shared_bias, scale, empty_rows, attend)
             for b in second.spans()
         ]
         blocks.append(concat(strips, 4))
     return concat(blocks, 3)
 
 
-def _strip(q, k, v, rows, a, b, bias, scale, empty_rows, attend):
+def _strip(q, k, v, axes, a, b, bias, scale, empty_rows, attend):
     """All tiles down the rows of one strip, the queries and keys of spans a and b."""
-    q = q[:, :, :, a.q0 : a.q1, b.q0 : b.q1]
-    k, v = (x[:, :, :, a.k0 : a.k1, b.k0 : b.k1] for x in (k, v))
+    rows = axes[0]
+    held, first, second = (axis.whole for axis in axes)
+    q = q[:, :, :, a.q0 - first.q0 : a.q1 - first.q0, b.q0 - second.q0 : b.q1 - second.q0]
+    rect = slice(a.k0 - first.k0, a.k1 - first.k0), slice(b.k0 - second.k0, b.k1 - second.k0)
+    k, v = (x[:, :, :, rect[0], rect[1]] for x in (k, v))
     across = k.shape[3] * k.shape[4]
     k, v = (x.reshape(x.shape[0] * x.shape[1], -1, x.shape[-1]).contiguous() for x in (k, v))
     pieces = []
     for span, count in rows.runs():
         step, length = rows.tile // rows.unit * across, (span.k1 - span.k0) * across
-        stop = span.k0 * across + length + (count - 1) * step
-        keys, values = (
-            x[:, span.k0 * across : stop].unfold(1, length, step).transpose(-1, -2) for x in (k, v)
-        )
-        block = q[:, :, span.q0 : span.q0 + count * (span.q1 - span.q0)]
+        start, row = (span.k0 - held.k0) * across, span.q0 - held.q0
+        stop = start + length + (count - 1) * step
+        keys, values = (x[:, start:stop].unfold(1, length, step).transpose(-1, -2) for x in (k, v))
+        block = q[:, :, row : row + count * (span.q1 - span.q0)]
         tiles = block.reshape(k.shape[0], count, -1, q.shape[-1])
         out, lse = attend(tiles, keys, values, bias((span, a, b)), scale, empty_rows)
         shape = block.shape[:-1]

@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from foveate.attn_processors.redirect import redirect, redirected_class
+from foveate.attn_processors.redirect import SPLIT, redirect, redirected_class
 
 
 def leave_dense(q, k, v, *, scale, special):
@@ -145,12 +145,19 @@ def test_masked_call_left_dense_is_stock(plain):
     assert torch.equal(attention(x, attention_mask=mask), want)
 
 
-def test_context_parallel_is_refused(joint):
+def test_context_parallel_is_told(joint):
     attention, x, text = joint
-    attention.set_processor(redirect(attention.processor, leave_dense))
+    told = []
+
+    def attend(q, k, v, *, scale, special):
+        told.append(special)
+        return torch.zeros_like(q)
+
+    attention.set_processor(redirect(attention.processor, attend))
+    attention(x, text)
     attention.processor._parallel_config = object()
-    with pytest.raises(NotImplementedError, match="context parallelism"):
-        attention(x, text)
+    attention(x, text)
+    assert told == [None, SPLIT]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])

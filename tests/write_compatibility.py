@@ -64,8 +64,8 @@ that the picture is right again.
 """
 
 OUTRO = """
-Not run here, for want of a device: sequential offload, xFormers, sage and flash backends, context
-parallelism (refused by name when the model runs), regional compilation with Inductor.
+Not run here, for want of a device: sequential offload, xFormers, sage and flash backends, regional
+compilation with Inductor. Context parallelism runs apart, in two and four processes: sequence.md.
 """
 
 

@@ -71,6 +71,11 @@ class Moment:
         self, model: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         self.tracker(model, args, kwargs)
+        if self.tracker.exchange is not None:
+            raise NotImplementedError(
+                "modulate does not run under context parallelism: no rank sees all of the text; "
+                "leave the `with` block, or remove() it"
+            )
         self.progress = self.tracker.progress()
         arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
         text, mask = arguments["encoder_hidden_states"], arguments.get("encoder_attention_mask")
