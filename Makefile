@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints-dev.txt
 # threads that spin while they wait slow a busy machine tenfold
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test conformance lint docs study quality broadcast-study steering students kernels clean
+.PHONY: demo test conformance fuzz lint docs study quality broadcast-study steering students kernels clean
 
 demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
@@ -18,6 +18,11 @@ test: $(STAMP)
 # every family's stock pipeline against every processor and neighbour; writes docs/compatibility.md; minutes
 conformance: $(STAMP)
 	@$(BIN)/python tests/write_compatibility.py
+
+# 500 random combinations of sizes, options, processors and neighbours; a table of the same page.
+# ARGS='--seeds 500 1000' takes others; minutes
+fuzz: $(STAMP)
+	@$(BIN)/python tests/write_fuzz.py $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

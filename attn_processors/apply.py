@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 
 from torch import nn
 
 from .base import AttnProcessor, Companion
-from .hosts import check_pattern, denoiser_of, matches
+from .choose import check_options, choose, refuse_second, refuse_weights
+from .hosts import denoisers_of
 from .layer import Layer
 from .layouts import LEFT_ALONE, TARGETS, Family, attention_layers, family_of
 from .redirect import Redirected, redirect
@@ -22,7 +24,6 @@ from .trained.layers import Follower
 
 __all__ = ["Handle", "apply"]
 
-_WHERE = "operators run in self-attention and joint layers"
 _FOLLOWER = "foveate_part"
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def apply(
     """Run an operator in the image self-attention and joint layers of a pipeline or its denoiser.
 
     Grid, text length and timestep are read at every forward, so any size may follow any other. A
-    call that cannot take the operator runs the stock softmax and says so in `Handle.report()`.
+    call that cannot take the operator runs the stock softmax and says so in `Handle.report()`. One
+    handle covers both denoisers of a pipeline that has two (Wan 2.2).
 
     processor: one processor for all layers, or {layer name pattern: processor}; the first pattern
         that matches wins.
@@ -53,25 +55,50 @@ def apply(
     strict: raise where a layer or call cannot take the operator, instead of running it dense.
     family: the row of the layout table for a model class that has none (docs/layouts.md).
 
-    Raises ValueError for bad options, a pattern that matches nothing and a model that already
-    carries a foveate processor; NotImplementedError for a model class whose layout cannot even be
-    guessed, and for an operator that cannot run where diffusers' context parallelism splits the
-    tokens of the model. Nothing is changed then.
+    Raises ValueError for bad options, a pattern that matches nothing, a model that already carries
+    a foveate processor, and trained weights for two denoisers; NotImplementedError for a model
+    class whose layout cannot even be guessed, and for an operator that cannot run where diffusers'
+    context parallelism splits the tokens of the model. Nothing is changed then.
     """
-    model, pipe = denoiser_of(pipe_or_model, "apply")
+    models, pipe = denoisers_of(pipe_or_model, "apply")
+    check_options(min_tokens, steps)
+    given = (processor, layers, min_tokens, steps, strict, family)
+    if len(models) == 1:
+        return _apply_to(next(iter(models.values())), pipe, *given)
+    refuse_weights(models, processor)
+    with ExitStack() as undo:
+        handles = []
+        for name, model in models.items():
+            handles.append(_apply_to(model, pipe, *given, denoiser=name))
+            undo.callback(handles[-1].remove)
+        undo.pop_all()
+    first, *others = handles
+    first.take_along(others)
+    return first
+
+
+def _apply_to(
+    model: nn.Module,
+    pipe: object,
+    processor: AttnProcessor | Mapping[str, AttnProcessor],
+    layers: str | Sequence[str] | None,
+    min_tokens: int,
+    steps: tuple[float, float] | None,
+    strict: bool,
+    family: Family | None,
+    denoiser: str = "",
+) -> Handle:
     family = family_of(model) if family is None else family
-    _check_options(min_tokens, steps)
     attentions = attention_layers(model)
-    _refuse_second(attentions)
+    refuse_second(attentions)
     kinds = {name: family.kind(name, module) for name, module in attentions.items()}
-    chosen = _choose(kinds, processor, layers)
+    chosen = choose(kinds, processor, layers)
     targets = {name: module for name, module in attentions.items() if kinds[name] in TARGETS}
     for each in dict.fromkeys(chosen.values()):
         each.operator.check_model(targets)
         _check_split(model, each.operator)
 
     _tell_guess(model, family, strict)
-    _tell_second(pipe)
     tracker = Tracker(model, family, pipe, steps)
     bound = []
     for name, module in attentions.items():
@@ -79,7 +106,7 @@ def apply(
         layer = Layer(name, kinds[name], operator, tracker, min_tokens=min_tokens, strict=strict)
         bound.append(_Bound(module, layer))
     with ExitStack() as undo:
-        handle = Handle(model, tracker, bound)
+        handle = Handle(model, tracker, bound, denoiser)
         undo.callback(handle.remove)
         for asked in dict.fromkeys(chosen.values()):
             names = [name for name, value in chosen.items() if value is asked]
@@ -139,12 +166,18 @@ class _Bound:
 
 
 class Handle:
-    """What `apply` did to one model: `report` shows it, `remove` or leaving `with` undoes it."""
+    """What `apply` did: `report` shows it, `remove` or leaving `with` undoes it.
 
-    def __init__(self, model: nn.Module, tracker: Tracker, bound: list[_Bound]) -> None:
-        self._recorder = Recorder([b.layer for b in bound], tracker)
+    denoiser: name of the model, where the pipeline has two.
+    """
+
+    def __init__(
+        self, model: nn.Module, tracker: Tracker, bound: list[_Bound], denoiser: str = ""
+    ) -> None:
+        self._recorder = Recorder([b.layer for b in bound], tracker, denoiser)
         self._bound = bound
         self._companions: list[Companion] = []
+        self._others: tuple[Handle, ...] = ()
         self._hooks = [
             model.register_forward_pre_hook(tracker, with_kwargs=True, prepend=True),
             model.register_forward_pre_hook(self._recorder.begin),
@@ -159,8 +192,29 @@ class Handle:
         if companion is not None:
             self._companions.append(companion)
 
+    def take_along(self, others: Sequence[Handle]) -> None:
+        """Report and remove with this what `apply` did to the pipeline's other denoisers."""
+        self._others = tuple(others)
+        handles = (self, *others)
+        for one in handles:
+            rest = [handle for handle in handles if handle is not one]
+            one._recorder.peers = tuple(handle._recorder for handle in rest)
+            for companion in one._companions:
+                companion.meet([c for handle in rest for c in handle._companions])
+
     def report(self) -> Report:
-        """What ran in each layer, and why a layer ran dense, over the last run of the pipeline."""
+        """What ran in each layer, and why a layer ran dense, over the last run of the pipeline.
+
+        Of two denoisers it is that of the first, and prints the second's with it.
+        """
+        report, *others = self.reports()
+        return replace(report, companions=(*report.companions, *others))
+
+    def reports(self) -> list[Report]:
+        """One report for each denoiser."""
+        return [self._own_report(), *(other.report() for other in self._others)]
+
+    def _own_report(self) -> Report:
         replaced = {b.layer.name: b.replaced_by() for b in self._bound}
         replaced = {name: by for name, by in replaced.items() if by is not None}
         return self._recorder.report(replaced, [c.report() for c in self._companions])
@@ -169,18 +223,21 @@ class Handle:
     def paused(self) -> Iterator[None]:
         """The stock processors in place for a while, as while a student's teacher runs."""
         running = [b for b in self._bound if b.ours is not None]
-        for b in running:
-            replace_processor(b.module, b.ours, b.stock)
-        try:
-            yield
-        finally:
+        with ExitStack() as others:
+            for other in self._others:
+                others.enter_context(other.paused())
             for b in running:
-                replace_processor(b.module, b.stock, b.ours)
+                replace_processor(b.module, b.ours, b.stock)
+            try:
+                yield
+            finally:
+                for b in running:
+                    replace_processor(b.module, b.stock, b.ours)
 
     def remove(self) -> None:
         """Put back the very processor objects that were there. Safe to call again."""
-        for companion in self._companions:
-            companion.remove()
+        for part in (*self._others, *self._companions):
+            part.remove()
         for b in self._bound:
             b.undo()
         for hook in self._hooks:
@@ -211,63 +268,7 @@ def _tell_guess(model: nn.Module, family: Family, strict: bool) -> None:
     logger.warning("%s", message)
 
 
-def _tell_second(pipe: object) -> None:
-    if getattr(pipe, "transformer", None) is None or getattr(pipe, "transformer_2", None) is None:
-        return
-    name = type(pipe).__name__
-    logger.warning("%s also has transformer_2, which stays stock: apply to that model too", name)
-
-
-def _check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
-    if not isinstance(min_tokens, int) or min_tokens < 0:
-        raise ValueError(f"min_tokens must be an integer >= 0, got {min_tokens!r}")
-    if steps is None:
-        return
-    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
-        raise ValueError(f"steps must be (start, end) with 0 <= start < end <= 1, got {steps!r}")
-
-
 def _check_split(model: nn.Module, operator: AttnProcessor) -> None:
     reason = None if group_of(model) is None else operator.why_not_split()
     if reason is not None:
         raise NotImplementedError(f"{operator!r} on {type(model).__name__}: {reason}")
-
-
-def _refuse_second(attentions: Mapping[str, nn.Module]) -> None:
-    for name, module in attentions.items():
-        present = processor_in(module)
-        if isinstance(present, AttnProcessor):
-            raise ValueError(
-                f"{name} already holds {present!r}, put there by set_attn_processor; "
-                "set the stock processors back before foveate.apply"
-            )
-        if isinstance(present, Redirected) and present.attend is not None:
-            raise ValueError(
-                f"{name} already runs a foveate operator; call remove() on the earlier handle first"
-            )
-
-
-def _choose(
-    kinds: Mapping[str, str],
-    processor: AttnProcessor | Mapping[str, AttnProcessor],
-    layers: str | Sequence[str] | None,
-) -> dict[str, AttnProcessor]:
-    """Layer name -> its processor, for the layers that shall take one."""
-    rules = processor if isinstance(processor, Mapping) else {"*": processor}
-    if not rules:
-        raise ValueError("the mapping of patterns to processors is empty")
-    for pattern, value in rules.items():
-        if not isinstance(value, AttnProcessor):
-            raise ValueError(f"expected a foveate processor object for {pattern!r}, got {value!r}")
-    wanted = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
-    targets = [name for name, kind in kinds.items() if kind in TARGETS]
-    for pattern in (*rules, *wanted):
-        check_pattern(pattern, kinds, targets, _WHERE)
-    chosen = {}
-    for name in targets:
-        rule = next((value for pattern, value in rules.items() if matches(name, pattern)), None)
-        if rule is not None and any(matches(name, pattern) for pattern in wanted):
-            chosen[name] = rule
-    if not chosen:
-        raise ValueError(f"no layer matches both the mapping {list(rules)} and layers={wanted}")
-    return chosen

@@ -25,6 +25,9 @@ EVERY_EDIT = frozenset({"temperature", "key bias", "text bias", "bias", "keys", 
 class Companion(Protocol):
     """What a processor puts on a model beside its operator; shown and removed with it."""
 
+    def meet(self, others: Sequence[Companion]) -> None:
+        """Take account of those on the other denoisers of the pipeline."""
+
     def report(self) -> object: ...
 
     def remove(self) -> None: ...
@@ -75,6 +78,11 @@ class AttnProcessor:
     def carries(self) -> frozenset[str]:
         """The edits (`Modulation.edits`) that stay exact under this operator."""
         return frozenset()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it holds weights, which are of one model."""
+        return False
 
     @property
     def follows_steps(self) -> bool:

@@ -1,4 +1,4 @@
-"""The denoiser inside what a user hands over, and its attention layers by name pattern."""
+"""The denoisers inside what a user hands over, and their attention layers by name pattern."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-__all__ = ["check_pattern", "denoiser_of", "matches", "set_processor"]
+__all__ = ["check_pattern", "denoiser_of", "denoisers_of", "matches", "set_processor"]
+
+# Wan 2.2 has two transformers, one for the noisier part of the schedule
+_DENOISERS = ("transformer", "transformer_2", "unet")
 
 
-def denoiser_of(pipe_or_model: object, caller: str) -> tuple[nn.Module, object | None]:
-    """The model to change and the pipeline around it, if one was given."""
+def denoisers_of(pipe_or_model: object, caller: str) -> tuple[dict[str, nn.Module], object | None]:
+    """The models to change by name, and the pipeline around them, if one was given."""
     if isinstance(pipe_or_model, nn.Module):
-        model, pipe = pipe_or_model, None
+        models, pipe = {"model": pipe_or_model}, None
     else:
-        names = ("transformer", "unet", "transformer_2")
-        parts = (getattr(pipe_or_model, name, None) for name in names)
-        model, pipe = next((part for part in parts if part is not None), None), pipe_or_model
-    if model is None:
+        found = ((name, getattr(pipe_or_model, name, None)) for name in _DENOISERS)
+        models, pipe = {name: part for name, part in found if part is not None}, pipe_or_model
+    if not models:
         raise ValueError(
             f"{caller} needs a diffusers pipeline or its denoiser, "
             f"got {type(pipe_or_model).__name__}"
         )
     # torch.compile(model) wraps the module that holds the layers
-    return getattr(model, "_orig_mod", model), pipe
+    return {name: getattr(model, "_orig_mod", model) for name, model in models.items()}, pipe
+
+
+def denoiser_of(pipe_or_model: object, caller: str) -> tuple[nn.Module, object | None]:
+    """The model to change and the pipeline around it, if one was given.
+
+    Raises NotImplementedError for a pipeline with two denoisers.
+    """
+    models, pipe = denoisers_of(pipe_or_model, caller)
+    if len(models) > 1:
+        raise NotImplementedError(
+            f"{caller} works on one denoiser, and {type(pipe).__name__} has {' and '.join(models)}"
+        )
+    return next(iter(models.values())), pipe
 
 
 def set_processor(module: nn.Module, processor: object) -> None:

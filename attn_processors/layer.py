@@ -13,7 +13,7 @@ from ..kernels.layout import TokenLayout
 from .base import AttnProcessor
 from .guard import Guard
 from .padding import Padded, attend_valid
-from .redirect import MASKED, SPLIT
+from .special import MASKED, SPLIT
 from .tracker import Tracker
 
 __all__ = ["Layer"]

@@ -21,22 +21,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-__all__ = [
-    "BIASED",
-    "MASKED",
-    "SPLIT",
-    "Attend",
-    "Project",
-    "Redirected",
-    "redirect",
-    "redirected_class",
-]
+from .special import BIASED, MASKED, SPLIT
 
-# what padding that a model hides looks like; any other mask is a bias added to the logits
-MASKED = "the call carries a boolean attention mask"
-BIASED = "the call carries an attention mask"
-# diffusers' context parallelism: q, k and v hold one rank's share of the tokens
-SPLIT = "the call is split over ranks (context parallelism)"
+__all__ = ["Attend", "Project", "Redirected", "redirect", "redirected_class"]
 
 _METHOD_OF_CALL = {
     "scaled_dot_product_attention": "_foveate_sdpa",

@@ -50,9 +50,11 @@ class LayerReport:
 class Report:
     """The layers of one model, in the order of its modules; `print` shows a table.
 
-    companions: dataclasses, reports of what was put on the model beside operators.
+    companions: dataclasses, reports of what was put on the model beside operators, and of the
+        pipeline's other denoiser.
     received_bytes: what this rank got from others in the operators of this run; None where the
         tokens are not split over ranks (context parallelism).
+    denoiser: which of the two it is of, where a pipeline has two.
     """
 
     layers: tuple[LayerReport, ...]
@@ -60,10 +62,12 @@ class Report:
     processors: tuple[str, ...]
     companions: tuple[object, ...] = ()
     received_bytes: int | None = None
+    denoiser: str = ""
 
     def __str__(self) -> str:
         ran = sum(row.forwards > 0 for row in self.layers)
-        title = f"{', '.join(self.processors)}: ran in {ran} of {len(self.layers)} layers, "
+        title = f"{self.denoiser}: " if self.denoiser else ""
+        title += f"{', '.join(self.processors)}: ran in {ran} of {len(self.layers)} layers, "
         title += f"{self.forwards} forwards"
         if self.received_bytes is not None:
             title += f", {self.received_bytes:,} bytes received from other ranks"
@@ -121,11 +125,15 @@ class Recorder:
 
     A run begins when the scheduler makes new timesteps; without a pipeline everything since `apply`
     is one run.
+
+    denoiser: which of two it watches. peers: those of the other; a run is one for all of them.
     """
 
-    def __init__(self, layers: Sequence[Layer], tracker: Tracker) -> None:
+    def __init__(self, layers: Sequence[Layer], tracker: Tracker, denoiser: str = "") -> None:
         self.layers = tuple(layers)
         self.tracker = tracker
+        self.denoiser = denoiser
+        self.peers: tuple[Recorder, ...] = ()
         self.forwards = 0
         self._schedule: torch.Tensor | None = None
         self._logged: set[str] = set()
@@ -147,10 +155,8 @@ class Recorder:
         for layer in unseen:
             layer.trust()
         if self.tracker.schedule is not self._schedule:
-            self._schedule = self.tracker.schedule
-            self.forwards = 0
-            for layer in self.layers:
-                layer.reset()
+            for recorder in (self, *self.peers):
+                recorder.start(self.tracker.schedule)
         self.forwards += 1
         for layer in self.layers:
             self.log_once(layer.name, layer.settle())
@@ -168,6 +174,13 @@ class Recorder:
                 layer.guard.broken = IN_GRAPH
         return output
 
+    def start(self, schedule: torch.Tensor | None) -> None:
+        """Begin a run: what counted before counts no more."""
+        self._schedule = schedule
+        self.forwards = 0
+        for layer in self.layers:
+            layer.reset()
+
     def log_once(self, name: str, reason: str | None) -> None:
         """One warning per reason, naming the first layer."""
         if reason is None or reason in self._logged:
@@ -182,8 +195,14 @@ class Recorder:
         )
         rows = tuple(self._row(layer, replaced.get(layer.name)) for layer in self.layers)
         exchange = self.tracker.exchange
-        received = None if exchange is None else exchange.received
-        return Report(rows, self.forwards, tuple(processors), tuple(companions), received)
+        return Report(
+            rows,
+            self.forwards,
+            tuple(processors),
+            tuple(companions),
+            received_bytes=None if exchange is None else exchange.received,
+            denoiser=self.denoiser,
+        )
 
     def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
         dense = sum(layer.reasons.values())

@@ -7,12 +7,12 @@ copies of a pipeline can be asked too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from .base import AttnProcessor
-from .hosts import denoiser_of
+from .hosts import denoisers_of
 from .layer import Layer
 from .layouts import attention_layers
 from .redirect import Redirected, redirected_class
@@ -69,9 +69,16 @@ class Status:
 
 
 def status(pipe_or_model: object) -> Status:
-    """What the attention layers of a pipeline or its denoiser hold now."""
-    model, _ = denoiser_of(pipe_or_model, "status")
-    return Status(tuple(_applied(model) or _set_by_hand(model)))
+    """What the attention layers of a pipeline or its denoiser hold now.
+
+    Where a pipeline has two denoisers, names of layers begin with theirs.
+    """
+    models, _ = denoisers_of(pipe_or_model, "status")
+    rows = {name: _applied(model) or _set_by_hand(model) for name, model in models.items()}
+    if len(rows) == 1:
+        return Status(tuple(next(iter(rows.values()))))
+    named = [replace(row, layer=f"{name}.{row.layer}") for name in rows for row in rows[name]]
+    return Status(tuple(named))
 
 
 def _applied(model: nn.Module) -> list[LayerStatus]:

@@ -1,16 +1,19 @@
 """The laws every processor keeps on every family's stock pipeline, and what a run of them found.
 
-`check` raises AssertionError where a law is broken; what it returns is a cell of the table.
+A check raises AssertionError where a law is broken; what it returns is a cell of the table.
 """
 
-import collections
 import dataclasses
+import functools
 import logging
 
+import diffusers
 import torch
 
+import foveate
 from foveate.attn_processors import (
     AgentAttnProcessor,
+    BroadcastAttnProcessor,
     FoveatedAttnProcessor,
     LinearAttnProcessor,
     LocalAttnProcessor,
@@ -21,7 +24,10 @@ from foveate.attn_processors import (
 )
 from foveate.attn_processors.layouts import LEFT_ALONE, attention_layers
 from probes import ZeroAttnProcessor
+from tiny_families import FAMILIES
 
+# runs with fewer evaluations are not broadcast
+BROADCAST_STEPS = 8
 # of a stock picture: what a changed order of sums may do to it
 CLOSE = 2e-5
 
@@ -55,7 +61,7 @@ PROCESSORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """What one processor did on one family.
+    """What one column did on one family.
 
     ran, total: layers in which the operator ran, of the layers it is meant for.
     reasons: why the others of those ran dense, without counts.
@@ -64,14 +70,6 @@ class Cell:
     ran: int
     total: int
     reasons: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftAlone:
-    """Layers of one kind that no operator runs in."""
-
-    kind: str
-    layers: int
 
 
 def snapshot(model):
@@ -85,7 +83,9 @@ def assert_restored(before, model):
     now, now_weights, *now_hooks = snapshot(model)
     assert all(now[name] is processor for name, processor in processors.items()), "processors"
     assert weights.keys() == now_weights.keys(), "names of weights"
-    assert all(torch.equal(now_weights[name], value) for name, value in weights.items()), "weights"
+    # offloaded weights are meta between calls
+    kept = {name: value for name, value in weights.items() if not value.is_meta}
+    assert all(torch.equal(now_weights[name], value) for name, value in kept.items()), "weights"
     assert hooks == now_hooks, "hooks"
 
 
@@ -94,7 +94,7 @@ def is_close(got, want):
 
 
 def check(tiny, options):
-    """Runs the laws for one operator; returns its cell."""
+    """The laws of an operator."""
     before, stock = snapshot(tiny.model), tiny()
     report = _check_small(tiny, stock, options.small) if options.small is not None else None
     if options.wide is not None:
@@ -130,6 +130,77 @@ def _check_wide(tiny, stock, processor):
     return report
 
 
+def check_broadcast(tiny):
+    """`every=1` is bit for bit what lies underneath, `every=2` is not, around two operators."""
+    before, stock = snapshot(tiny.model), tiny(steps=BROADCAST_STEPS)
+    with apply(tiny.pipe, BroadcastAttnProcessor(SoftmaxAttnProcessor(), every=1)):
+        assert torch.equal(tiny(steps=BROADCAST_STEPS), stock), "computing always is stock"
+    # sums in another order, over as many steps, in the stock pipeline itself
+    drift = float((tiny(batch=2, steps=BROADCAST_STEPS)[:1] - stock).abs().max())
+    report = _check_forecast(tiny, SoftmaxAttnProcessor(), stock, drift)
+    operator = _operator_of_turn(tiny)
+    with apply(tiny.pipe, operator):
+        want = tiny(steps=BROADCAST_STEPS)
+    with apply(tiny.pipe, BroadcastAttnProcessor(operator, every=1)):
+        assert torch.equal(tiny(steps=BROADCAST_STEPS), want), "computing always is the operator"
+    _check_forecast(tiny, operator, want, drift)
+    assert_restored(before, tiny.model)
+    assert torch.equal(tiny(steps=BROADCAST_STEPS), stock), "the picture after remove"
+    rows = [row for row in report.companions[0].layers if row.reason != "not selected"]
+    reasons = dict.fromkeys(row.reason for row in rows if row.reason)
+    return Cell(sum(row.forecast + row.reused > 0 for row in rows), len(rows), tuple(reasons))
+
+
+def _operator_of_turn(tiny):
+    """An operator that is not dense; families take turns."""
+    small = [options.small for options in PROCESSORS.values() if options.small is not None]
+    return small[list(FAMILIES).index(tiny.name) % len(small)]
+
+
+def _check_forecast(tiny, operator, always, drift):
+    """`always` is the picture where every step computes."""
+    with apply(tiny.pipe, BroadcastAttnProcessor(operator, every=2)) as handle:
+        got = tiny(steps=BROADCAST_STEPS)
+        report = handle.report()
+        assert got.isfinite().all(), "finite"
+        assert not is_close(got, always), "forecasts differ from what they stand for"
+        one = tiny(batch=2, steps=BROADCAST_STEPS)[:1]
+        assert is_close(one, got) or (one - got).abs().max() <= 2 * drift, "batch of one equals two"
+    skipped = {row.layer: row.forecast + row.reused for row in report.companions[0].layers}
+    for row in report.layers:
+        calls = row.forwards + row.dense_forwards + skipped[row.layer]
+        assert row.kind in LEFT_ALONE or row.reason or calls == report.forwards, "every call told"
+    return report
+
+
+def check_modulate(tiny):
+    """Factors of 1 change nothing, bit for bit; others change every layer that they act in."""
+    before, stock = snapshot(tiny.model), tiny()
+    kinds = tiny.expected.kinds
+    total = sum(kinds.get(kind, 0) for kind in ("self", "cross", "joint"))
+    try:
+        with foveate.modulate(tiny.pipe, _modulations(1.0)):
+            assert torch.equal(tiny(), stock), "factors of 1, bit for bit"
+    except NotImplementedError as error:
+        assert_restored(before, tiny.model)
+        name = type(tiny.model).__name__
+        return Cell(0, total, (str(error).partition(". ")[0].replace(name, "this model"),))
+    with foveate.modulate(tiny.pipe, _modulations(8.0)) as run:
+        got = tiny()
+        rows = run.explain().layers
+        assert is_close(tiny(batch=2)[:1], got), "batch of one equals batch of two"
+    assert got.isfinite().all(), "finite"
+    assert not is_close(got, stock), "a modulation changes the picture"
+    assert_restored(before, tiny.model)
+    assert torch.equal(tiny(), stock), "the picture after remove"
+    return Cell(sum(bool(row.did) for row in rows), total, ())
+
+
+def _modulations(factor):
+    scene = foveate.Scene("a cat", phrases=("cat",))
+    return [foveate.Emphasize(scene, {"cat": factor}), foveate.SelfTemperature(factor)]
+
+
 def check_zero(tiny):
     """An operator of zeros changes the picture wherever it runs, so that identity is not empty."""
     stock = tiny()
@@ -154,11 +225,14 @@ def _cell(tiny, report):
     return Cell(sum(row.forwards > 0 for row in rows), len(rows), tuple(reasons))
 
 
-def left_alone(tiny):
-    counts = collections.Counter(tiny.expected.kinds)
-    return [LeftAlone(kind, counts[kind]) for kind in LEFT_ALONE if counts[kind]]
-
-
 def quiet():
-    """Warnings of layers that run dense are in the table."""
+    """No warnings: what runs dense is in the table, and diffusers' are about tiny models."""
+    diffusers.utils.logging.set_verbosity_error()
     logging.getLogger("foveate").setLevel(logging.ERROR)
+
+
+COLUMNS = {
+    **{name: functools.partial(check, options=options) for name, options in PROCESSORS.items()},
+    "broadcast": check_broadcast,
+    "modulate": check_modulate,
+}

@@ -11,6 +11,7 @@ import torch
 import foveate
 from broadcast_pipelines import Latents
 from foveate.attn_processors.broadcast import FractionPlan, PabPlan, TablePlan, broadcast
+from foveate.attn_processors.broadcast.position import Position
 from foveate.attn_processors.broadcast.wrapper import Broadcasting
 from foveate.attn_processors.layouts import attention_layers
 from replay import replay
@@ -379,6 +380,21 @@ def test_t6_second_order_with_two_forwards(wan):
         wan.pipe.scheduler = scheduler
     assert (report.evaluations, report.forwards, report.branches) == (19, 38, 2)
     assert {row.row for row in report.layers} == {closed_form_fraction(19, 3, 0.1, 0.85)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "reads"),
+    [
+        (None, [1.0, 0.857, 0.715]),  # t / 1000, and the last timestep of the schedule is 1
+        ((1000.0, -1000.0), [0.0, 0.143, 0.285]),  # upwards, as Z-Image is given it
+        ((0.0, 1.0), [1000.0, 857.0, 715.0]),
+    ],
+)
+def test_t6_scales_of_timesteps(scale, reads):
+    position = Position(scale)
+    position.begin(tuple(torch.linspace(1000, 1, 8).tolist()))
+    calls = [{"timestep": torch.tensor([t]), "hidden_states": torch.randn(1, 4)} for t in reads]
+    assert [position.locate(call).index for call in calls] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["EulerAncestralDiscreteScheduler", "LCMScheduler"])

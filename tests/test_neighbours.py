@@ -1,50 +1,78 @@
 """What else people do to a pipeline: one family each here, all in `make conformance`."""
 
-import importlib.util
-
 import pytest
 import torch
 
-from foveate.attn_processors import LocalAttnProcessor, SoftmaxAttnProcessor, apply, status
-from neighbours import NEIGHBOURS, WORKS, check_after, check_before, put, slice_attention
+from foveate.attn_processors import LocalAttnProcessor, apply, status
+from neighbour_steps import fuse_lora, load_lora, slice_attention, unfuse_lora, unload_lora
+from neighbours import LOCAL, NEIGHBOURS, NOT_UNDONE, ORDERS, WORKS, check, put, put_softmax
 from neighbours import picture as picture_after
 from tiny_families import TinyFamily
 
-LOST = {"`fuse_qkv_projections`", "attention slicing", "`set_attn_processor`", "IP-Adapter"}
-SLOW = ("compiled blocks",)
+# {neighbour: orders that take the operator off a UNet}; status says so, and all others work
+LOST = {
+    "`fuse_qkv_projections`": {"after", "before, then undone"},
+    "attention slicing": set(ORDERS) - {"before"},
+    "`set_attn_processor`": {"after"},
+    "IP-Adapter": {"after", "before, then undone", "after, then undone"},
+    "save and load": {"after"},
+}
+DENSE = {"attention slicing": {"before"}}
+UNDONE_QUICKLY = ("`fuse_qkv_projections`", "LoRA file", "LoRA file, fused")
 
 
 def cases(is_slow):
+    """(name, family, order), for each name the cheapest family and the order of calls first."""
+    found = []
     for name, neighbour in NEIGHBOURS.items():
-        if name == "LoRA":
-            mark = pytest.mark.skipif(
-                importlib.util.find_spec("peft") is None, reason="peft is not installed"
-            )
-        else:
-            mark = ()
-        for index, family in enumerate(neighbour.families):
-            if (name in SLOW or index > 0) == is_slow:
-                yield pytest.param(name, family, marks=mark, id=f"{name.strip('`')}-{family}")
+        quick = "flux" if "flux" in neighbour.families and name not in LOST else None
+        quick = quick or neighbour.families[0]
+        for family in neighbour.families:
+            for order in ORDERS if neighbour.undo is not None else ORDERS[:2]:
+                is_quick = family == quick and not name.startswith("compiled")
+                is_quick = is_quick and (order in ORDERS[:2] or name in UNDONE_QUICKLY)
+                if is_slow is not is_quick:
+                    ident = f"{name.strip('`')}-{family}-{order}"
+                    found.append(pytest.param(name, family, order, id=ident))
+    return found
 
 
-def check(name, family):
-    before = check_before(family, NEIGHBOURS[name])
-    after = check_after(family, NEIGHBOURS[name])
-    if family == "sd" and name in LOST:
-        assert after.startswith("lost")
-    elif family == "sd" and name != "save and load":
-        assert (before, after) == (WORKS, WORKS)
+def run(name, family, order):
+    end = check(family, NEIGHBOURS[name], order)
+    assert end != NOT_UNDONE
+    if family == "sd" and order in LOST.get(name, ()):
+        assert end.startswith("lost")
+    elif family == "sd" and order in DENSE.get(name, ()):
+        assert end.startswith("dense")
+    elif family == "sd":
+        assert end == WORKS
 
 
-@pytest.mark.parametrize(("name", "family"), cases(is_slow=False))
-def test_neighbour(name, family):
-    check(name, family)
+@pytest.mark.parametrize(("name", "family", "order"), cases(is_slow=False))
+def test_neighbour(name, family, order):
+    run(name, family, order)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "family"), cases(is_slow=True))
-def test_further_family(name, family):
-    check(name, family)
+@pytest.mark.parametrize(("name", "family", "order"), cases(is_slow=True))
+def test_further(name, family, order):
+    run(name, family, order)
+
+
+def test_lora_fused_and_unloaded_under_the_operator():
+    """load, apply, fuse, unload: the operator's picture with the adapter, then without it."""
+    want = picture_after("flux", load_lora, put)[0]
+    tiny = TinyFamily("flux")
+    load_lora(tiny)
+    with apply(tiny.pipe, LOCAL):
+        for do in (lambda: None, tiny.pipe.fuse_lora, tiny.pipe.unfuse_lora):
+            do()
+            torch.testing.assert_close(tiny(), want, rtol=1e-4, atol=2e-5)
+        unload_lora(tiny)
+        assert not status(tiny.pipe).lost
+        torch.testing.assert_close(tiny(), picture_after("flux", put)[0], rtol=1e-4, atol=2e-5)
+    # fusing and unfusing rounds the weights
+    assert torch.equal(tiny(), picture_after("flux", fuse_lora, unfuse_lora)[0])
 
 
 # status
@@ -68,7 +96,7 @@ def test_status_of_the_stock_way():
 
 
 def test_status_names_what_took_the_place():
-    *_, state, _ = picture_after("sd", put(SoftmaxAttnProcessor()), slice_attention)
+    *_, state, _ = picture_after("sd", put_softmax, slice_attention)
     assert {row.replaced_by for row in state.lost} == {"SlicedAttnProcessor"}
     assert len(state.lost) == 7
     said = str(state)

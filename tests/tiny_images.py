@@ -1,12 +1,16 @@
 """Tiny image pipelines of the further families: stock pipeline and denoiser, random weights.
 
-Text encoders and autoencoders are left out: the pipelines take random prompt embeddings and give
-latents. Builders return (pipeline, arguments); sizes are in pixels, never square.
+Text encoders and autoencoders are left out, but for Kontext's text: the pipelines take random
+prompt embeddings and give latents. Builders return (pipeline, arguments); sizes are in pixels,
+never square.
 """
 
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+from transformers import CLIPTextModel
+
+from tiny_pipelines import clip_config, clip_tokenizer, t5_encoder, t5_tokenizer
 
 
 def embeds(length, width):
@@ -41,11 +45,15 @@ def kontext():
     pipe = diffusers.FluxKontextPipeline(
         scheduler=FlowScheduler(),
         transformer=flux_transformer(),
-        **parts(text_encoder_2=None, tokenizer_2=None),
+        vae=None,
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(),
+        tokenizer_2=t5_tokenizer(),
     )
     return pipe, {
-        "prompt_embeds": embeds(7, 32),
-        "pooled_prompt_embeds": torch.randn(1, 32),
+        "prompt": "a cat",
+        "max_sequence_length": 7,
         "image": torch.randn(1, 16, 6, 12),  # latents of the reference
         "height": 64,
         "width": 96,

@@ -3,7 +3,6 @@
 `make conformance`. Exits with 1 where a law is broken; the table then says which.
 """
 
-import importlib.util
 import os
 import sys
 import warnings
@@ -19,16 +18,15 @@ import transformers
 import conformance
 import neighbours
 from foveate.attn_processors.layouts import LEFT_ALONE
+from foveate.pipelines.page import put_on_page
 from tiny_families import FAMILIES, TinyFamily
 
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 FAILS = "**FAILS**"
 
-INTRO = """# Compatibility
-
-This page is written by `make conformance`, which runs stock diffusers pipelines with tiny random
-denoisers on a CPU (diffusers {diffusers}, transformers {transformers}, torch {torch}). `make test`
-runs a slice of it.
+INTRO = """This part is written by `make conformance`, which runs stock diffusers pipelines with
+tiny random denoisers on a CPU (diffusers {diffusers}, transformers {transformers}, torch {torch}).
+`make test` runs a slice of it.
 
 ## Families and processors
 
@@ -38,6 +36,12 @@ cover the grid equal dense (linear attention has none); a batch of one equals a 
 report names every layer, with a reason where it ran dense; `remove` puts back processors, weights
 and picture bit for bit. `softmax` equals the stock pipeline bit for bit, and an operator of zeros
 changes the picture of every family in which it runs. No picture is square.
+
+`broadcast` is `BroadcastAttnProcessor` around the softmax and around one of the others, families
+taking turns: computing in every step equals what lies underneath bit for bit, every second step of
+{steps} gives a finite picture that differs; a cell says in how many layers outputs were forecast or
+reused, which needs no softmax. `modulate` is `Emphasize` and `SelfTemperature`, which act in
+cross-attention too: factors of 1 change nothing bit for bit, others change the picture.
 
 """
 
@@ -55,17 +59,19 @@ They keep the stock softmax, and the report says so.
 NEIGHBOURS = """
 ## Neighbours
 
-What else people do to a pipeline, before and after `foveate.apply`. "works" means: the operator
-runs in every layer it is meant for, the softmax operator equals the pipeline with that neighbour
-alone bit for bit, and the picture is the one that `apply` last would give. Where a call of
-diffusers takes the processors off, `foveate.status(pipe)` sees it and says what to call; after
-that the picture is right again.
+What else people do to a pipeline, before and after `foveate.apply`, and what they take back
+afterwards. "works" means: the operator runs in every layer it is meant for, the softmax operator
+equals the pipeline with that neighbour alone bit for bit, the picture is the one that `apply` last
+would give, and `remove` gives the picture without it. Where a call of diffusers takes the
+processors off, `foveate.status(pipe)` sees it and says what to call; after that the picture is
+right again. A copy of a pipeline has no handle, so nothing is removed from it.
 
 """
 
 OUTRO = """
-Not run here, for want of a device: sequential offload, xFormers, sage and flash backends, regional
-compilation with Inductor. Context parallelism runs apart, in two and four processes: sequence.md.
+Not run here, for want of a device: xFormers, sage and flash backends, regional compilation with
+Inductor. Context parallelism runs apart, in two and four processes: sequence.md. Graphs and
+recompilations are counted in tests/test_compiled.py.
 """
 
 
@@ -105,9 +111,9 @@ class Reasons:
         return "\n".join(f"{n}. {reason}" for reason, n in self.known.items())
 
 
-def matrix_cell(tiny, options, reasons):
+def matrix_cell(tiny, check, reasons):
     try:
-        cell = conformance.check(tiny, options)
+        cell = check(tiny)
     except AssertionError as error:
         return f"{FAILS}: {error}"
     marks = "".join(f" {reasons.mark(reason)}" for reason in cell.reasons)
@@ -117,13 +123,13 @@ def matrix_cell(tiny, options, reasons):
 def matrix(progress):
     """The first table, its reasons, and the table of layers left alone."""
     reasons = Reasons()
-    rows, left = head(["pipeline", "denoiser", *conformance.PROCESSORS]), []
+    rows, left = head(["pipeline", "denoiser", *conformance.COLUMNS]), []
     for name in FAMILIES:
         tiny = TinyFamily(name)
         cells = [title(name), f"`{type(tiny.model).__name__}`"]
         conformance.check_zero(tiny)
-        for options in conformance.PROCESSORS.values():
-            cells.append(matrix_cell(tiny, options, reasons))
+        for check in conformance.COLUMNS.values():
+            cells.append(matrix_cell(tiny, check, reasons))
             progress.update()
         rows += row(cells)
         counts = [str(tiny.expected.kinds.get(kind, "-")) for kind in LEFT_ALONE]
@@ -133,24 +139,18 @@ def matrix(progress):
     return rows + LEFT.format(reasons=reasons) + table
 
 
-def outcome(check, family, neighbour):
+def outcome(family, neighbour, order):
     try:
-        return check(family, neighbour)
+        return neighbours.check(family, neighbour, order)
     except AssertionError as error:
         return f"{FAILS}: {error}"
 
 
 def neighbour_rows(name, neighbour, progress):
     """One row for all families that fared alike."""
-    if name == "LoRA" and importlib.util.find_spec("peft") is None:
-        progress.update(len(neighbour.families))
-        return row([name, "", "not run", "not run", "peft is not installed"])
     alike = {}
     for family in neighbour.families:
-        ends = tuple(
-            outcome(check, family, neighbour)
-            for check in (neighbours.check_before, neighbours.check_after)
-        )
+        ends = tuple(outcome(family, neighbour, order) for order in neighbours.ORDERS)
         alike.setdefault(ends, []).append(type(pipeline(family)).__name__)
         progress.update()
     return "".join(
@@ -159,7 +159,7 @@ def neighbour_rows(name, neighbour, progress):
 
 
 def neighbour_table(progress):
-    rows = head(["neighbour", "pipelines", "before `apply`", "after `apply`", "remarks"])
+    rows = head(["neighbour", "pipelines", *neighbours.ORDERS, "remarks"])
     for name, neighbour in neighbours.NEIGHBOURS.items():
         rows += neighbour_rows(name, neighbour, progress)
     return rows
@@ -168,16 +168,17 @@ def neighbour_table(progress):
 def main():
     warnings.simplefilter("ignore")
     conformance.quiet()
-    cells = len(FAMILIES) * len(conformance.PROCESSORS)
+    cells = len(FAMILIES) * len(conformance.COLUMNS)
     cells += sum(len(neighbour.families) for neighbour in neighbours.NEIGHBOURS.values())
     with tqdm.tqdm(total=cells) as progress:
         page = INTRO.format(
             diffusers=diffusers.__version__,
             transformers=transformers.__version__,
             torch=torch.__version__.partition("+")[0],
+            steps=conformance.BROADCAST_STEPS,
         )
         page += matrix(progress) + NEIGHBOURS + neighbour_table(progress) + OUTRO
-    PAGE.write_text(page)
+    put_on_page(PAGE, "conformance", page)
     return page.count(FAILS)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ...kernels.broadcast import COMPUTE, CORRECT, FORECAST, REUSE, Cache, Entry, last_read
+from ..layouts import known_family
 from .branches import Branch, Branches
 from .gate import Gate
 from .offload import Offload
@@ -65,7 +66,7 @@ class Controller:
         self._observe = observe
         self._has_operator = has_operator
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-        self._position = Position()
+        self._position = Position(_scale_of(model))
         self._branches = Branches()
         self._now: tuple[int, Branch] | None = None
         self._logged: set[str] = set()
@@ -219,6 +220,12 @@ class Controller:
 
 def _held(gate: Gate) -> tuple:
     return (gate.recent,) if gate.older is None else (gate.recent, gate.older)
+
+
+def _scale_of(model: nn.Module) -> tuple[float, float] | None:
+    """From the timesteps that a model of a known family is given to the scheduler's."""
+    family = known_family(model)
+    return None if family is None else (family.timestep_offset, family.timestep_scale)
 
 
 def depth(row: str) -> int:

@@ -10,7 +10,7 @@ from types import TracebackType
 from torch import nn
 
 from ...kernels.broadcast import store_of
-from ..hosts import check_pattern, matches, set_processor
+from ..hosts import check_pattern, denoisers_of, matches, set_processor
 from ..layouts import attention_layers
 from ..redirect import Redirected
 from ..slot import processor_in
@@ -24,9 +24,7 @@ from .report import BroadcastReport, report_of
 from .run import Run
 from .wrapper import Broadcasting, gated
 
-__all__ = ["Attached", "Broadcast", "attach", "broadcast", "denoisers", "layer_kinds"]
-
-_DENOISERS = ("transformer", "transformer_2", "unet")
+__all__ = ["Attached", "Broadcast", "attach", "broadcast", "layer_kinds"]
 
 
 def broadcast(
@@ -56,7 +54,8 @@ def broadcast(
     changed then.
     """
     plan = _read_plan(plan)
-    models, source = denoisers(pipe_or_model, scheduler)
+    models, pipe = denoisers_of(pipe_or_model, "broadcast")
+    source = pipe if scheduler is None else scheduler
     with ExitStack() as undo:
         parts = []
         for model in models.values():
@@ -65,7 +64,7 @@ def broadcast(
             undo.callback(parts[-1].remove)
         undo.pop_all()
     for part in parts:
-        part.controller.peers = tuple(p.controller for p in parts if p is not part)
+        part.meet([other for other in parts if other is not part])
     return Broadcast(parts)
 
 
@@ -98,6 +97,10 @@ class Attached:
             set_processor(module, gated(module.processor, gate))
         except NotImplementedError as error:
             self._refused[gate.name] = str(error)
+
+    def meet(self, others: Sequence[Attached]) -> None:
+        """Take account of what broadcasts the other denoisers of the pipeline."""
+        self.controller.peers = tuple(other.controller for other in others)
 
     def report(self) -> BroadcastReport:
         """What ran in each layer over the last run."""
@@ -206,23 +209,6 @@ def _read_plan(plan: Plan | str | Path) -> Plan:
             f"plan must be a FractionPlan, PabPlan or CalibratedPlan or a JSON file, got {plan!r}"
         )
     return plan
-
-
-def denoisers(pipe_or_model: object, scheduler: object) -> tuple[dict[str, nn.Module], object]:
-    """The models to change by name, and what holds the schedule."""
-    if isinstance(pipe_or_model, nn.Module):
-        models, source = {"model": pipe_or_model}, scheduler
-    else:
-        found = ((name, getattr(pipe_or_model, name, None)) for name in _DENOISERS)
-        models = {name: model for name, model in found if model is not None}
-        source = pipe_or_model if scheduler is None else scheduler
-    if not models:
-        raise ValueError(
-            "broadcast needs a diffusers pipeline or its denoiser, got "
-            f"{type(pipe_or_model).__name__}"
-        )
-    # torch.compile(model) wraps the module that holds the layers
-    return {name: getattr(m, "_orig_mod", m) for name, m in models.items()}, source
 
 
 def _refuse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..layouts import FAMILIES
+from ..layouts import known_family
 
 __all__ = ["KINDS", "kind_of"]
 
@@ -18,22 +18,15 @@ KINDS = ("spatial", "temporal", "cross")
 
 def kind_of(model: nn.Module, name: str, attention: nn.Module) -> str:
     """The kind of the layer `name` of `model`: one of KINDS, or "text"."""
+    family = known_family(model)
+    if family is not None:
+        kind = family.kind(name, attention)
+        return kind if kind in ("temporal", "cross", "text") else "spatial"
     if "refiner" in name:
         return "text"
     if "temporal" in name or "motion_modules" in name:
         return "temporal"
-    known = _by_family(model, name, attention)
-    if known is not None:
-        return known
     # LTX and others do not say it; a second attention of a block is cross-attention by custom
     is_cross = getattr(attention, "is_cross_attention", None)
     is_cross = name.endswith("attn2") if is_cross is None else is_cross
     return "cross" if is_cross else "spatial"
-
-
-def _by_family(model: nn.Module, name: str, attention: nn.Module) -> str | None:
-    for base in type(model).__mro__:
-        if base.__name__ in FAMILIES:
-            kind = FAMILIES[base.__name__].kind(name, attention)
-            return kind if kind in ("temporal", "cross", "text") else "spatial"
-    return None

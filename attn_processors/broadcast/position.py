@@ -8,7 +8,7 @@ same latent twice, and tiled generation several latents that the list knows noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,8 @@ __all__ = ["Place", "Position"]
 
 _TIMESTEP = ("timestep", "timesteps", "t")
 _LATENT = ("hidden_states", "sample", "x")
-# Flux and others divide by 1000; Z-Image and Mochi run upwards
-_SCALES = (
-    lambda t: t,
-    lambda t: 1000 * t,
-    lambda t: 1000 - t,
-    lambda t: 1000 - 1000 * t,
-)
+# (offset, factor) to 0 to 1000: Flux and others divide by 1000; some run upwards
+_SCALES = ((0.0, 1.0), (0.0, 1000.0), (1000.0, -1.0), (1000.0, -1000.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +37,19 @@ class Place:
 
 
 class Position:
-    """Finds the place of every forward; `begin` starts a run."""
+    """Finds the place of every forward; `begin` starts a run.
 
-    def __init__(self) -> None:
+    scale: (offset, factor) of the timesteps that the model is given, to those of the schedule; None
+        guesses, from the first of a run.
+    """
+
+    def __init__(self, scale: tuple[float, float] | None) -> None:
+        self._known_scale = scale
         self.begin(())
 
     def begin(self, timesteps: tuple[float, ...]) -> None:
         self._schedule = timesteps
-        self._scale = None
+        self._scale = self._known_scale
         self._index = -1
         self._read: float | None = None
         self._latent: torch.Tensor | None = None
@@ -68,20 +68,24 @@ class Position:
     def _moved(self, read: float, slack: float) -> Place:
         if self._scale is None:
             self._scale = self._find_scale(read, slack)
-        index, distance = self._nearest(self._scale(read))
+        index, distance = self._nearest(_scaled(read, self._scale))
         following = self._following(read, slack)
         if following:
             return Place(self._index + 1, True, False)
-        ahead = self._nearest(self._scale(read), self._index + 1)
+        ahead = self._nearest(_scaled(read, self._scale), self._index + 1)
         if ahead[1] <= distance + slack:
             return Place(ahead[0], True, False)
         return Place(index, True, True)
 
-    def _find_scale(self, read: float, slack: float) -> Callable[[float], float]:
-        """The first scale on which the schedule has this timestep."""
-        distances = [self._nearest(scale(read))[1] for scale in _SCALES]
-        close = min(distances) + max(slack, 0.5)
-        return next(s for s, d in zip(_SCALES, distances, strict=True) if d <= close)
+    def _find_scale(self, read: float, slack: float) -> tuple[float, float]:
+        """Of the scales on which the schedule has this timestep, the one that puts it earliest.
+
+        A run begins early: 1 is 1000 / 1000 and not the last timestep, which may be 1 too.
+        """
+        places = [self._nearest(_scaled(read, scale)) for scale in _SCALES]
+        close = min(distance for _, distance in places) + max(slack, 0.5)
+        fits = [i for i, (_, distance) in enumerate(places) if distance <= close]
+        return _SCALES[min(fits, key=lambda i: places[i][0])]
 
     def _again(self, read: float, slack: float, latent: torch.Tensor) -> Place:
         if not self._is_same(latent) and self._following(read, slack):
@@ -92,8 +96,9 @@ class Position:
         """Whether the schedule goes on with this timestep."""
         if self._index < 0 or self._index + 1 >= len(self._schedule):
             return False
-        distance = abs(self._schedule[self._index + 1] - self._scale(read))
-        return distance <= self._nearest(self._scale(read))[1] + slack
+        value = _scaled(read, self._scale)
+        distance = abs(self._schedule[self._index + 1] - value)
+        return distance <= self._nearest(value)[1] + slack
 
     def _nearest(self, value: float, start: int = 0) -> tuple[int, float]:
         """The first index from `start` on with the least distance to `value`, and the distance."""
@@ -114,11 +119,16 @@ class Position:
         return torch.equal(latent[:rows].to(last.dtype), last[:rows])
 
     def __getstate__(self) -> dict[str, Any]:
-        # scales are functions without a name; a copy finds its own
-        return {"_schedule": self._schedule}
+        return {"_known_scale": self._known_scale, "_schedule": self._schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._known_scale = state["_known_scale"]
         self.begin(state["_schedule"])
+
+
+def _scaled(read: float, scale: tuple[float, float]) -> float:
+    offset, factor = scale
+    return offset + factor * read
 
 
 def latent_of(arguments: Mapping[str, Any]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from .family import LEFT_ALONE, TARGETS, Arguments, Family
 from .grids import halved_grids
-from .table import FAMILIES, attention_layers, family_of
+from .table import FAMILIES, attention_layers, family_of, known_family
 
 __all__ = [
     "FAMILIES",
@@ -13,4 +13,5 @@ __all__ = [
     "attention_layers",
     "family_of",
     "halved_grids",
+    "known_family",
 ]

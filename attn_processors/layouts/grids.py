@@ -67,8 +67,11 @@ def with_references(text: int, grid: Grid, rest: int) -> tuple[TokenLayout, ...]
 def grid_of_ids(ids: torch.Tensor) -> tuple[Grid, int] | None:
     """Grid of (image, row, column, ...) ids, and the tokens after it; None unless in raster order.
 
-    Counts rows and columns rather than taking maxima: in bfloat16 ids above 256 are rounded.
+    Counts rows and columns rather than taking maxima: in bfloat16 ids above 256 are rounded. A
+    picture too small for one patch has no ids, and no grid.
     """
+    if ids.numel() == 0:
+        return None
     ids = ids.detach().reshape(-1, ids.shape[-2], ids.shape[-1])[0].float().cpu()
     num_main = int((ids[:, 0] == ids[0, 0]).cumprod(0).sum())
     width = int((ids[:num_main, 1] == ids[0, 1]).cumprod(0).sum())

@@ -12,7 +12,7 @@ from .family import Family
 from .generic import generic_family
 from .kinds import always, by_name, unet_kind
 
-__all__ = ["FAMILIES", "attention_layers", "family_of"]
+__all__ = ["FAMILIES", "attention_layers", "family_of", "known_family"]
 
 # layer names: text refiners first, then self-attention and what reads the text
 _ATTN1_SELF = by_name(("*.attn1", "self"), ("*", "cross"))
@@ -118,17 +118,20 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 
+def known_family(model: nn.Module) -> Family | None:
+    """The row of the model's class, or of a class it inherits from."""
+    names = (base.__name__ for base in type(model).__mro__)
+    return next((FAMILIES[name] for name in names if name in FAMILIES), None)
+
+
 def family_of(model: nn.Module) -> Family:
     """The row of the model's class, or of a class it inherits from; else the generic rule's.
 
     Raises NotImplementedError where neither is possible.
     """
-    for base in type(model).__mro__:
-        if base.__name__ in FAMILIES:
-            return FAMILIES[base.__name__]
-    guess = generic_family(model)
-    if guess is not None:
-        return guess
+    family = known_family(model) or generic_family(model)
+    if family is not None:
+        return family
     raise NotImplementedError(
         f"foveate does not know the token layout of {type(model).__name__}, and its forward has no "
         f"timestep with a latent to guess from. Known: {', '.join(FAMILIES)}. "

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..redirect import BIASED, Attend
+from ..redirect import Attend
+from ..special import BIASED
 from .base import Modulation, Reader
 from .call import Call, put_back, take
 from .explain import Record

@@ -53,6 +53,10 @@ class TrainedAttnProcessor(AttnProcessor):
             self.weights.to(device=device, dtype=dtype)
         return self
 
+    @property
+    def is_trained(self) -> bool:
+        return self.weights is not None
+
     def check_model(self, layers: Mapping[str, nn.Module]) -> None:
         """Raises ValueError where the weights are not of a model with these layers."""
         if self.weights is None:

@@ -24,9 +24,10 @@ from tqdm import tqdm
 from ...attn_processors.broadcast import FractionPlan, TablePlan, broadcast
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.curves import Curves, rounded
-from ...attn_processors.broadcast.install import attach, denoisers, layer_kinds
+from ...attn_processors.broadcast.install import attach, layer_kinds
 from ...attn_processors.broadcast.schedule import read_schedule
 from ...attn_processors.fingerprint import fingerprint
+from ...attn_processors.hosts import denoisers_of
 from ...kernels.broadcast import COMPUTE, MIN_EVALUATIONS, REUSE
 from .record import WHOLE, Recording, layer_seconds
 from .runs import Runs, psnr
@@ -171,7 +172,7 @@ def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> Calibrated
 
 
 def _denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
-    models, _ = denoisers(pipe, None)
+    models, _ = denoisers_of(pipe, "calibrate")
     if len(models) > 1:
         raise NotImplementedError(
             f"calibrate measures one denoiser, this pipeline has {', '.join(models)}; "
