@@ -44,7 +44,7 @@ quality: $(STAMP)
 broadcast-study: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study
 
-# hours; writes the tables of docs/modulation.md and goes on where it stopped.
+# an hour; writes the tables of docs/modulation.md and goes on where it stopped.
 # ARGS='--number 20 --steps 10 --page PATH' is a first look
 steering: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.steering $(ARGS)

@@ -13,7 +13,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .models import EMBEDDED, load_model
+from .models import load_model
 from .options import Out, Seed, Steps, Strength, check_writable, console, parse_size, processor_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+SHOWN = ("shapes-sd", "shapes-flux")
 PROMPTS = (
     "a red circle on a teal background",
     "a yellow star left of a blue square on a gray background",
@@ -78,7 +79,7 @@ def demo(
     for text in prompts:
         parse_caption(text)  # refuses before a model is loaded
     drawn, costs = {}, {}
-    for name in EMBEDDED:
+    for name in SHOWN:
         model = load_model(name, "cpu")
         check_size(model.pipe, step_height, step_width)
         settings = Settings(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "EMBEDDED", "Model", "devices", "load_model", "quieten"]
 
-EMBEDDED = {"shapes-sd": "sd", "shapes-flux": "flux"}
+EMBEDDED = {"shapes-sd": "sd", "shapes-sd-bow": "sd-bow", "shapes-flux": "flux"}
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -45,7 +45,8 @@ Size = Annotated[
 ModelName = Annotated[
     str,
     typer.Option(
-        help="shapes-sd, shapes-flux, or a folder that save_pretrained wrote.", metavar="NAME|PATH"
+        help="shapes-sd, shapes-sd-bow, shapes-flux, or a folder that save_pretrained wrote.",
+        metavar="NAME|PATH",
     ),
 ]
 Device = Annotated[

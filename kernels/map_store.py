@@ -26,7 +26,8 @@ class MapStore:
         return sorted({step for step, _ in self._sums})
 
     def add(self, step: float, maps: torch.Tensor) -> None:
-        """Maps [b, C, h, w] of one layer."""
+        """Maps [b, C, h, w] of one layer, summed in float32 or wider."""
+        maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
         key = (step, tuple(maps.shape[2:]))
         total, count = self._sums.get(key, (0, 0))
         self._sums[key] = (total + maps, count + 1)

@@ -88,7 +88,10 @@ def test_generate_is_seeded(run, folders, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "no/such/folder"], "--model must be shapes-sd, shapes-flux or a folder"),
+        (
+            ["--model", "no/such/folder"],
+            "--model must be shapes-sd, shapes-sd-bow, shapes-flux or a folder",
+        ),
         (["--model", "{empty}"], "with a model_index.json"),
         (["--size", "large"], "--size must be WIDTHxHEIGHT in pixels, such as 256x192"),
         (["--size", "64"], "--size must be WIDTHxHEIGHT"),

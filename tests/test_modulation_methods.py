@@ -56,6 +56,7 @@ class Call:
             dtype=torch.float64,
             tokens={scene: TOKENS},
             mass=lambda columns: self.weights() @ columns,
+            stores={},
             texts=None,
             project=None,
             beside=None,
@@ -95,7 +96,7 @@ def expected(call, value):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_region_bind_hides_phrases_outside_their_regions(kind):
-    call = Call(kind)
+    call = Call(kind, progress=0.3)
 
     def value(pixel, word):
         for name, tokens in TOKENS.phrases.items():
@@ -112,21 +113,26 @@ def test_region_bind_hides_phrases_outside_their_regions(kind):
 
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_ends_can_be_hidden_from_the_pixels(kind, hard):
-    call = Call(kind)
-    with_ends = call.bias(foveate.RegionBind(SCENE, hard=hard))
-    plan = foveate.RegionBind(SCENE, hard=hard, drop_ends=True).plan(call.site, call.q, call.k, 0)
-    got = plan.grouped.bias[plan.grouped.groups]
-    if not hard:
-        got = got + (plan.low_rank.a @ plan.low_rank.b.mT)[:, 0]
-    want = with_ends.clone()
-    # word 6 is behind the last word, word 0 before the first
-    want[:, call.layout.grid_slice, call.text + 6] = -torch.inf
-    assert torch.equal(got, want)
+def test_at_first_a_region_sees_its_phrase_alone(kind, hard):
+    call = Call(kind, progress=0.29)
+    plan = foveate.RegionBind(SCENE, hard=hard).plan(call.site, call.q, call.k, 0)
+    got = plan.grouped.bias[plan.grouped.groups][0]
+
+    def value(pixel, word):
+        if pixel is None:
+            return 0.0
+        inside = {name for name, box in BOXES.items() if in_box(pixel, box)}
+        own = any(word in TOKENS.phrases[name] for name in inside)
+        others = any(word in TOKENS.phrases[name] for name in BOXES.keys() - inside)
+        # word 0 stands before the first word, where attention goes that no word gets
+        alone = inside and not own and word > 0
+        return -torch.inf if alone or (hard and others) else 0.0
+
+    assert torch.equal(got, expected(call, value))
 
 
 def test_soft_regions_weigh_by_coverage():
-    call = Call("joint")
+    call = Call("joint", progress=0.5)
     mask = torch.rand(ROWS, COLUMNS)
     scene = foveate.Scene(SCENE.prompt, regions={"red cat": mask})
     call.site.tokens[scene] = TOKENS
@@ -142,18 +148,35 @@ def test_soft_regions_weigh_by_coverage():
 def test_overlapping_regions_see_both():
     boxes = {"red cat": (0, 0, 0.5, 1), "big dog": (0, 0, 1, 0.5)}
     scene = foveate.Scene(SCENE.prompt, regions=boxes)
-    call = Call("cross", scene=scene)
+    call = Call("cross", progress=0.5, scene=scene)
     got = call.bias(foveate.RegionBind(scene, overlap=True))[0]
     assert got[0].tolist() == [0.0] * TEXT  # first pixel is in both
     assert got[-1, [1, 2, 4, 5]].isinf().all()  # the last in none
 
 
+def focused(kind, focus):
+    """A call after a step of two calls, and the share of the phrases in their mass [b, 2, f*h*w]"""
+    calls = [Call(kind, progress) for progress in (0.0, 0.25, 0.25, 0.5)]
+    store = focus.new_store()
+    for call in calls:
+        call.site.stores[focus] = store
+    plans = [focus.plan(call.site, call.q, call.k, call.k) for call in calls[:3]]
+    assert plans[0] is None  # nothing has been seen
+    assert None not in plans[1:]
+    mass = 0
+    for call in calls[1:3]:
+        weights = call.weights().mean(1)[:, call.layout.grid_slice]
+        words = [[call.text + word for word in words] for words in TOKENS.phrases.values()]
+        one = torch.stack([weights[..., columns].sum(-1) for columns in words], 1)
+        mass = mass + one / one.mean(-1, keepdim=True)
+    return calls[3], mass
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
 @pytest.mark.parametrize("smooth", [False, True])
 def test_object_focus_keeps_the_phrase_of_most_mass(kind, smooth):
-    call = Call(kind)
-    weights = call.weights().mean(1)[:, call.layout.grid_slice]
-    mass = torch.stack([weights[..., call.text + noun] for noun in (2, 5)], 1)  # [b, 2, f*h*w]
+    focus = foveate.ObjectFocus(SCENE, smooth=smooth)
+    call, mass = focused(kind, focus)
     if smooth:
         planes = F.pad(mass.unflatten(2, (ROWS, COLUMNS)), (1, 1, 1, 1), mode="replicate")
         row = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
@@ -161,7 +184,7 @@ def test_object_focus_keeps_the_phrase_of_most_mass(kind, smooth):
         mass = torch.einsum("bghwyx,y,x->bghw", patches, row, row).flatten(2)
     winner = mass.argmax(1)
     assert 0 < winner.double().mean() < 1
-    got = call.bias(foveate.ObjectFocus(SCENE, smooth=smooth))
+    got = call.bias(focus)
     for b in range(2):
 
         def value(pixel, word, b=b):
@@ -174,14 +197,26 @@ def test_object_focus_keeps_the_phrase_of_most_mass(kind, smooth):
 
 
 def test_object_focus_leaves_undecided_pixels_to_no_phrase():
-    call = Call("cross")
-    got = call.bias(foveate.ObjectFocus(SCENE, least=0.9, smooth=False))
-    nouns = call.weights().mean(1)[..., [2, 5]]
-    undecided = (nouns / nouns.sum(-1, keepdim=True)).amax(-1) < 0.9
+    focus = foveate.ObjectFocus(SCENE, least=0.6, smooth=False)
+    call, mass = focused("cross", focus)
+    undecided = (mass / mass.sum(1, keepdim=True)).amax(1) < 0.6
     assert undecided.any()
     assert not undecided.all()
-    hidden = got[..., [1, 2, 4, 5]].isinf()
+    hidden = call.bias(focus)[..., [1, 2, 4, 5]].isinf()
     assert torch.equal(hidden.all(-1), undecided)
+
+
+def test_object_focus_forgets_from_run_to_run():
+    tiny = Tiny("sd")
+    scene = foveate.Scene(SCENE.prompt, phrases=list(BOXES))
+    focus = foveate.ObjectFocus(scene)
+    with foveate.modulate(tiny.pipe, [focus]) as run:
+        first, again = (tiny(prompt=SCENE.prompt, steps=3) for _ in range(2))
+        assert run.read_by(focus).steps == [0, 1 / 3, 2 / 3]
+    assert torch.equal(torch.as_tensor(first), torch.as_tensor(again))
+    assert not torch.equal(
+        torch.as_tensor(tiny(prompt=SCENE.prompt, steps=3)), torch.as_tensor(again)
+    )
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

@@ -22,7 +22,8 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
-from foveate.attn_processors.redirect import SPLIT, redirect, redirected_class
+from foveate.attn_processors.redirect import redirect, redirected_class
+from foveate.attn_processors.special import SPLIT
 
 
 def leave_dense(q, k, v, *, scale, special):

@@ -12,7 +12,11 @@ from foveate.pipelines.shapes.load import MODELS, weights_folder
 from foveate.pipelines.shapes.quality import draw, score_all
 from foveate.pipelines.shapes.training.data import held_out_asks
 
-CLASSES = {"sd": diffusers.StableDiffusionPipeline, "flux": diffusers.FluxPipeline}
+CLASSES = {
+    "sd": diffusers.StableDiffusionPipeline,
+    "sd-bow": diffusers.StableDiffusionPipeline,
+    "flux": diffusers.FluxPipeline,
+}
 NAMES = [name for name in MODELS if weights_folder(name).exists()]
 
 
@@ -24,7 +28,7 @@ def model(request):
 def test_is_the_stock_pipeline_class(model):
     name, pipe = model
     assert type(pipe) is CLASSES[name]
-    denoiser = pipe.unet if name == "sd" else pipe.transformer
+    denoiser = pipe.transformer if name == "flux" else pipe.unet
     assert denoiser.dtype == torch.float32
 
 
@@ -68,5 +72,5 @@ def test_the_card_states_measured_figures(name):
 
 
 def test_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"'sd', 'flux'"):
+    with pytest.raises(ValueError, match=r"'sd', 'sd-bow', 'flux'"):
         load_shapes("sdxl")

@@ -55,6 +55,13 @@ class Modulation:
     def check(self, axis: TextAxis, length: int | None) -> None:
         """Raise ValueError for text it cannot serve; length None is before the pipeline runs."""
 
+    def new_store(self) -> Any:
+        """An empty store for what it learns in one run, or None where it learns nothing.
+
+        It has `clear`, called when a run begins, and is `site.stores[self]` in `plan`.
+        """
+        return None
+
     def where(
         self,
         *,
@@ -90,7 +97,7 @@ class Reader(Modulation):
     """A modulation that edits nothing and looks at the attention the others made."""
 
     def new_store(self) -> Any:
-        """An empty store for what one run reads; it has `clear`, called when a run begins."""
+        """An empty store for what one run reads; see `Modulation.new_store`."""
         raise NotImplementedError(f"{self.name} does not define new_store")
 
     def read(self, site: Site, mass: Callable[[torch.Tensor], torch.Tensor], store: Any) -> None:

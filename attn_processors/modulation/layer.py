@@ -186,6 +186,7 @@ class ModulatedLayer:
             dtype=torch.promote_types(call.q.dtype, torch.float32),
             tokens=self.moment.tokens,
             mass=lambda columns: self._mass(call, columns, Plan()),
+            stores=self.moment.stores,
             texts=self.moment.text,
             project=project,
             beside=beside,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..tracker import Tracker
 from .alignment import Alignment, align_prompts
-from .base import Modulation, Reader
+from .base import Modulation
 from .prompts import Origin, Prompts
 from .scene import Scene
 from .site import SceneTokens, Text
@@ -29,7 +29,7 @@ class Moment:
     text_length: how many tokens the prompt has; those of further texts may follow.
     padding: [B, T], True at text tokens the model hides; None where it hides none.
     runs: how many runs of the pipeline have begun.
-    stores: what each reader has read in this run.
+    stores: what modulations have learnt in this run, of those that learn.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class Moment:
         self.prompts = prompts
         self.axis = axis
         self.scenes = tuple(dict.fromkeys(m.scene for m in modulations if m.scene is not None))
-        self.stores = {m: m.new_store() for m in modulations if isinstance(m, Reader)}
+        stores = {m: m.new_store() for m in modulations}
+        self.stores = {m: store for m, store in stores.items() if store is not None}
         for one in modulations:
             self._check_branch(one)
             one.check(axis, None)

@@ -1,8 +1,10 @@
 """ObjectFocus: each pixel sees the phrase whose object it belongs to, and no other phrase.
 
-The object-focused mask of attribution focusing (arXiv:2404.13899), without boxes: with m_ig the
-attention mass of pixel i on the noun of phrase g, mean over heads, the pixel keeps the phrase of
-the largest m_ig and all tokens of no phrase. The paper's constants are not public.
+The object-focused mask of attribution focusing (arXiv:2404.13899), without boxes. The paper's
+constants and the source of its masks are not public. Here a pixel i belongs to the phrase g of the
+largest m_ig / mean_i m_ig, where m is the attention mass of the words of g in the step before, mean
+over heads and layers: divided by its mean, since some words draw more attention everywhere; over
+layers and from one step to the next, so that all of them agree on one partition of the picture.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from .base import Modulation
 from .plan import GroupedKeys, Plan
 from .scene import Scene
 from .site import Site
+from .span_maps import MapStore
 
 __all__ = ["ObjectFocus"]
 
 
 class ObjectFocus(Modulation):
-    """Give every pixel to one phrase of the scene, by this very call's attention.
+    """Give every pixel to one phrase of the scene, by the attention of the step before.
+
+    The first step of its window only looks.
 
     smooth: average the masses over 3 x 3 pixels first, with weights 1, 2, 1.
-    least: share of the phrases' mass that the winner must have; a pixel where none has it sees no
+    least: share of the phrases' masses that the winner must have; a pixel where none has it sees no
         phrase at all. 0 always gives one.
     """
 
@@ -39,36 +44,45 @@ class ObjectFocus(Modulation):
         self.smooth = smooth
         self.least = least
 
-    def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan:
-        tokens = site.tokens[self.scene]
-        names = list(self.scene.phrases)
-        nouns = torch.stack([site.marked(tokens.nouns[name]) for name in names], 1)
-        mass = site.mass(nouns.to(site.dtype)).mean(1)[:, site.layout.grid_slice]
-        groups = self._winners(mass.detach(), site.grid)  # [b, f*h*w] in 0..G
-        marked = torch.stack([site.marked(tokens.phrases[name]) for name in names])  # [G, M]
+    def new_store(self) -> MapStore:
+        return MapStore(self.scene.phrases)
+
+    def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan | None:
+        phrases = site.tokens[self.scene].phrases
+        marked = torch.stack([site.marked(phrases[name]) for name in self.scene.phrases])  # [G, M]
+        store = site.stores[self]
+        store.add(site.progress, _masses(site, marked))
+        earlier = [step for step in store.steps if step < site.progress]
+        if not earlier:
+            return None
+        maps = store.maps(site.grid, (earlier[-1], site.progress))
+        groups = self._winners(torch.stack(list(maps.values()), 1))  # [b*f, h, w] in 0..G
         # group g sees its phrase alone, group G none, group G + 1 (text queries) everything
         hidden = marked.any(0) & ~F.pad(marked, (0, 0, 0, 1))
         hidden = F.pad(hidden, (0, 0, 0, 1))
         bias = torch.zeros_like(hidden, dtype=site.dtype).masked_fill(hidden, -torch.inf)
-        groups = site.over_queries(groups, len(names) + 1)
+        groups = site.over_queries(groups.reshape(q.shape[0], -1), len(marked) + 1)
         return Plan(grouped=GroupedKeys(groups=groups, bias=bias))
 
-    def _winners(self, mass: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """The phrase of every pixel, [b, f*h*w], from its masses [b, f*h*w, G]; G for none."""
-        num_phrases = mass.shape[-1]
+    def _winners(self, mass: torch.Tensor) -> torch.Tensor:
+        """The phrase of every pixel, [b, h, w], from its masses [b, G, h, w]; G for none."""
         if self.smooth:
-            mass = _smoothed(mass, grid)
-        share = mass / mass.sum(-1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
-        top, winner = share.max(-1)
-        return winner.masked_fill(top < self.least, num_phrases)
+            mass = _smoothed(mass)
+        share = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
+        top, winner = share.max(1)
+        return winner.masked_fill(top < self.least, mass.shape[1])
 
 
-def _smoothed(mass: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Binomial 3 x 3 average over each frame; borders repeat."""
-    b, _, num_phrases = mass.shape
-    planes = mass.transpose(1, 2).reshape(b * num_phrases, -1, *grid)
-    weight = torch.tensor([1.0, 2.0, 1.0]).to(mass)
+def _masses(site: Site, marked: torch.Tensor) -> torch.Tensor:
+    """Attention mass of each phrase over its mean in the frame, [b*f, G, h, w]."""
+    mass = site.mass(marked.T.to(site.dtype)).mean(1)[:, site.layout.grid_slice].detach()
+    planes = mass.unflatten(1, site.layout.grid).flatten(0, 1).permute(0, 3, 1, 2)
+    return planes / planes.mean((2, 3), keepdim=True).clamp_min(torch.finfo(planes.dtype).tiny)
+
+
+def _smoothed(planes: torch.Tensor) -> torch.Tensor:
+    """Binomial 3 x 3 average of [b, G, h, w]; borders repeat."""
+    weight = torch.tensor([1.0, 2.0, 1.0]).to(planes)
     kernel = (weight[:, None] * weight)[None, None] / 16
-    frames = planes.flatten(0, 1)[:, None]
-    smooth = F.conv2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), kernel)
-    return smooth.reshape(b, num_phrases, -1).transpose(1, 2)
+    frames = F.pad(planes.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(frames, kernel).view_as(planes)

@@ -1,8 +1,9 @@
 """RegionBind: pixels outside a phrase's region do not see the phrase.
 
 The region-constrained cross-attention of PrimeComposer (arXiv:2403.05053), for every phrase that
-has a region: s_ij = -inf for tokens j of the phrase and pixels i outside. Tokens of no phrase stay
-visible everywhere, so that no pixel is left without keys.
+has a region: s_ij = -inf for tokens j of the phrase and pixels i outside. What is new here is the
+beginning of the schedule, where the layout is decided: there the pixels of a region see nothing but
+their phrase. Tokens of no phrase, such as the end, hold the whole sentence in most text encoders.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ class RegionBind(Modulation):
     hard: a pixel is in a region or is not: more than half covered. Otherwise the logits of a phrase
         grow by the logarithm of the coverage.
     overlap: whether regions may share pixels, which then see the phrases of both.
-    drop_ends: hide the tokens behind the words too, end and padding, from every pixel. A causal
-        text encoder such as CLIP puts the whole sentence into them, past every region.
+    alone: until this fraction of the schedule the pixels of a region see no other word, and no end
+        or padding token. 0 is never.
     """
 
     edits = frozenset({"text bias"})
-    is_static = True
 
     def __init__(
-        self, scene: Scene, *, hard: bool = True, overlap: bool = False, drop_ends: bool = False
+        self, scene: Scene, *, hard: bool = True, overlap: bool = False, alone: float = 0.3
     ) -> None:
         super().__init__(scene)
         if not scene.regions:
             raise ValueError(
                 "RegionBind needs a Scene with regions, got none; ObjectFocus does not"
             )
+        if not 0 <= alone <= 1:
+            raise ValueError(f"alone must lie in [0, 1], got {alone!r}")
         self.hard = hard
         self.overlap = overlap
-        self.drop_ends = drop_ends
+        self.alone = alone
         if hard and not overlap:
             refuse_overlap(
                 scene.regions,
@@ -55,24 +57,35 @@ class RegionBind(Modulation):
         tokens = site.tokens[self.scene].phrases
         marked = torch.stack([site.marked(tokens[name]) for name in self.scene.regions])  # [R, M]
         cover = site.coverage(list(self.scene.regions.values()))
+        inside = torch.stack([threshold(one) for one in cover])
+        grouped = self._grouped(site, site.over_queries(inside, False), marked)
         if self.hard:
-            return Plan(grouped=self._hidden(site, cover, marked))
-        # soft regions, and ends hidden from the pixels
+            return Plan(grouped=grouped)
         a = site.over_queries(cover.clamp_min(_LEAST).log(), 0.0)
         low_rank = LowRank(a.T[None, None], marked.T.to(a)[None, None])
-        return Plan(low_rank=low_rank, grouped=self._hidden(site, cover[:0], marked[:0]))
+        return Plan(low_rank=low_rank, grouped=grouped)
 
-    def _hidden(self, site: Site, cover: torch.Tensor, marked: torch.Tensor) -> GroupedKeys | None:
-        """Keys marked [R, M] hidden from pixels outside of their region, and the ends from all."""
-        inside = [threshold(one) for one in cover]
-        if self.drop_ends:
-            inside.append(torch.zeros(site.layout.num_grid, dtype=torch.bool, device=site.device))
-            marked = torch.cat([marked, site.ends(self.scene)[None]])
-        if not inside:
+    def _grouped(
+        self, site: Site, inside: torch.Tensor, marked: torch.Tensor
+    ) -> GroupedKeys | None:
+        """Hides keys from queries, by which regions hold them [R, N]; marked [R, M]: of phrases."""
+        is_alone = site.progress < self.alone
+        if not self.hard and not is_alone:
             return None
-        # queries that are no pixels count as in every region
-        inside = site.over_queries(torch.stack(inside), True)
-        members, groups = torch.unique(inside.T, dim=0, return_inverse=True)  # [G, R], [N]
-        hidden = (~members).to(site.dtype) @ marked.to(site.dtype) > 0
+        pixels = torch.zeros_like(inside[:1])
+        pixels[:, site.layout.grid_slice] = True
+        members, groups = torch.unique(torch.cat([inside, pixels]).T, dim=0, return_inverse=True)
+        regions, pixels = members[:, :-1], members[:, -1:]  # of each group [G, R], [G, 1]
+        hidden = torch.zeros(len(members), site.num_keys, dtype=torch.bool, device=site.device)
+        if self.hard:
+            hidden |= pixels & _holds(~regions, marked)
+        if is_alone:
+            text = site.marked(site.tokens[self.scene].words) | site.ends(self.scene)
+            hidden |= regions.any(1, keepdim=True) & text & ~_holds(regions, marked)
         bias = torch.zeros_like(hidden, dtype=site.dtype).masked_fill(hidden, -torch.inf)
         return GroupedKeys(groups=groups[None], bias=bias)
+
+
+def _holds(regions: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+    """Whether one of the regions [G, R] has a phrase [R, M] with the key: [G, M]."""
+    return (regions[:, :, None] & marked).any(1)

@@ -18,7 +18,7 @@ from ..redirect import Redirected, redirect
 from ..slot import processor_in, replace_processor
 from ..tracker import Tracker
 from .attention_masks import MaskStore
-from .base import Composed, Modulation, Reader, flatten
+from .base import Composed, Modulation, flatten
 from .conflicts import check_conflicts, check_operator, choose_layers
 from .explain import Explanation
 from .layer import ModulatedLayer
@@ -157,9 +157,9 @@ class Run:
         """
         return self._store(MaskStore, "AttentionMasks").masks()
 
-    def read_by(self, reader: Reader) -> object:
-        """The store of one of the readers among the modulations."""
-        return self._moment.stores[reader]
+    def read_by(self, modulation: Modulation) -> object:
+        """The store of one of the modulations, of those that learn or read."""
+        return self._moment.stores[modulation]
 
     @property
     def map_store(self) -> MapStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -57,6 +58,7 @@ class Site:
     scale: of the logits. dtype: of biases and factors, float32 or wider.
     tokens: of the phrases of every scene.
     mass: columns [M, C] or [b, M, C] -> attention to them [b, H, N, C], before any edit.
+    stores: of the modulations that learn, what they know from earlier calls of this run.
     texts: of the further texts that modulations asked for, each as layers see it.
     project: embeddings [n, T, C] -> keys and values [n, H, T, D], as a cross layer makes them.
     beside: a prompt -> the tensors of the rows made from it in the same call.
@@ -76,6 +78,7 @@ class Site:
     dtype: torch.dtype
     tokens: Mapping[Scene, SceneTokens]
     mass: Callable[[torch.Tensor], torch.Tensor]
+    stores: Mapping[Any, Any]
     texts: Callable[[str], Text]
     project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     beside: Callable[[str], Call]

@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
-__all__ = ["MODELS", "ShapesModel", "embedded_students", "load_shapes", "weights_folder"]
+__all__ = [
+    "DIFFERENCE",
+    "MODELS",
+    "ShapesModel",
+    "embedded_students",
+    "load_shapes",
+    "weights_folder",
+]
 
 _WEIGHTS = Path(__file__).parent / "weights"
+DIFFERENCE = "unet.safetensors"  # tensors of a UNet that differ from those of its base
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +28,19 @@ class ShapesModel:
     """What a caller should know of an embedded model: base size and call arguments it likes.
 
     token: pixels to a side of the finest image token.
+    base: the embedded model it shares all with but its text encoder and part of its UNet.
     """
 
     folder: str
     base_size: int  # pixels
     token: int
     call: dict[str, float | int | str]
+    base: str | None = None
 
 
 MODELS = {
     "sd": ShapesModel("shapes-sd", 64, 4, {"guidance_scale": 3.0}),
+    "sd-bow": ShapesModel("shapes-sd-bow", 64, 4, {"guidance_scale": 3.0}, base="sd"),
     "flux": ShapesModel(
         "shapes-flux",
         64,
@@ -43,7 +56,10 @@ MODELS = {
 
 
 def weights_folder(name: str) -> Path:
-    """Folder of the embedded model `name` ("sd", "flux"), as `save_pretrained` writes it."""
+    """Folder of the embedded model `name` ("sd", "sd-bow", "flux").
+
+    As `save_pretrained` writes it; of a model with a base only what is its own.
+    """
     if name not in MODELS:
         raise ValueError(
             f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, MODELS))}"
@@ -59,10 +75,27 @@ def embedded_students() -> dict[str, Path]:
 
 
 def load_shapes(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The embedded pipeline: "sd" a StableDiffusionPipeline, "flux" a FluxPipeline; offline."""
-    pipe = DiffusionPipeline.from_pretrained(
-        str(weights_folder(name)), dtype=dtype, local_files_only=True
-    )
+    """The embedded pipeline; offline.
+
+    "sd" and "sd-bow" are StableDiffusionPipelines, "flux" is a FluxPipeline.
+    """
+    folder = weights_folder(name)
+    if MODELS[name].base is not None:
+        return on_base(load_shapes(MODELS[name].base, dtype), folder, dtype)
+    pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
     if isinstance(pipe, FluxPipeline):  # its constructor fixes 128, whatever the model
         pipe.default_sample_size = MODELS[name].base_size // pipe.vae_scale_factor
     return pipe
+
+
+def on_base(
+    pipe: StableDiffusionPipeline, folder: Path, dtype: torch.dtype
+) -> StableDiffusionPipeline:
+    own = load_file(folder / DIFFERENCE)
+    pipe.unet.load_state_dict({**pipe.unet.state_dict(), **own})
+    encoder = CLIPTextModel.from_pretrained(
+        folder / "text_encoder", dtype=dtype, local_files_only=True
+    )
+    return StableDiffusionPipeline(
+        **{**pipe.components, "text_encoder": encoder}, requires_safety_checker=False
+    )

@@ -45,7 +45,9 @@ def steer(
         rows, size = [], 1 if method in ONE_BY_ONE else BATCH
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            pictures = draw_batch(pipe, name, method, batch, start, steps)
+            # half the time where a CPU has matrix units; the models were trained like this
+            with torch.autocast("cpu", torch.bfloat16):
+                pictures = draw_batch(pipe, name, method, batch, start, steps)
             rows += [row_of(*pair) for pair in zip(pictures, batch, strict=True)]
         path.write_text(json.dumps({"method": method, "steps": steps, "rows": rows}))
 
@@ -68,9 +70,11 @@ def entropies(pipe: DiffusionPipeline, name: str, asked: list[Prompt], folder: P
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", default=["sd", "sd-bow", "flux"], choices=tuple(MODELS)
+    )
     parser.add_argument("--number", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/modulation"))
     parser.add_argument("--page", type=Path, default=Path("docs/modulation.md"))
     parser.add_argument("--threads", type=int, default=1)

@@ -1,12 +1,14 @@
 """One picture against its prompt and its boxes.
 
 BIND, COUNT, LEAK as in metrics.py
+SWAP    1 when every object is there with the colour of the other, else 0
 PLACED  share of the asked objects whose colour has its largest component centred in their box
 IOU     of that component's bounding box with the asked box, 0 where there is none; mean of both
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,14 +18,14 @@ from ....attn_processors.modulation import modulate
 from ..load import MODELS
 from ..metrics import score
 from ..quality import draw
-from ..reader import trace
+from ..reader import Reading, trace
 from .methods import METHODS, SHARED
 from .prompts import Box, Prompt
 
 __all__ = ["BATCH", "COLUMNS", "draw_batch", "row_of"]
 
-COLUMNS = ("bind", "count", "leak", "placed", "iou")
-BATCH = 5
+COLUMNS = ("bind", "swap", "count", "leak", "placed", "iou")
+BATCH = 10
 SEED = 900
 
 
@@ -68,11 +70,19 @@ def row_of(picture: np.ndarray, prompt: Prompt) -> dict[str, float | None]:
         ious.append(_iou(_bounds(region), box))
     return {
         "bind": got.bind,
+        "swap": _is_swapped(seen.reading, prompt),
         "count": got.count,
         "leak": got.leak,
         "placed": float(np.mean(placed)),
         "iou": float(np.mean(ious)),
     }
+
+
+def _is_swapped(reading: Reading, prompt: Prompt) -> int:
+    (colour, shape), (colour2, shape2) = prompt.ask.objects
+    found = Counter((thing.colour, thing.shape) for thing in reading.objects)
+    missing = Counter([(colour2, shape), (colour, shape2)]) - found
+    return int(reading.unreadable is None and not missing)
 
 
 def _bounds(region: np.ndarray) -> Box:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...page import markdown_table, put_on_page
+from ..load import MODELS
 from ..metrics import paired_bootstrap
 from ..study.methods import slug
 from .measure import COLUMNS
@@ -19,7 +20,7 @@ __all__ = ["write_report"]
 def write_report(folder: Path, page: Path, number: int) -> None:
     """Put the tables of the run over `number` prompts between the markers of `page`."""
     tables = []
-    for name in ("sd", "flux"):
+    for name in MODELS:
         if (folder / f"rows-{name}-{number}-plain.json").exists():
             tables += _tables(folder, name, number)
     put_on_page(page, "steering", "\n\n".join(tables))

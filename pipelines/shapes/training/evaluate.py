@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..load import MODELS, weights_folder
+from ..load import MODELS, load_shapes
 from ..metrics import summarise
 from ..quality import draw, score_all
 from .data import held_out_asks
@@ -60,8 +60,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    folder = weights_folder(arguments.name) if arguments.folder is None else arguments.folder
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    if arguments.folder is None:
+        pipe = load_shapes(arguments.name)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(
+            arguments.folder, dtype=torch.float32, local_files_only=True
+        )
     figures, pictures = evaluate(
         pipe,
         arguments.name,

@@ -12,22 +12,36 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
 
-from ..load import MODELS, weights_folder
+from ..load import DIFFERENCE, MODELS, load_shapes, weights_folder
 
 __all__ = ["export", "main"]
 
+LOGS = Path(__file__).parent / "logs"
 UNWANTED = ("_name_or_path", "name_or_path")
 
 
 def export(name: str, run: Path) -> Path:
     """Write the embedded model `name` from the run's pipeline."""
     pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
-    folder = weights_folder(name)
-    pipe.to(torch.float16).save_pretrained(folder)
+    folder, base = weights_folder(name), MODELS[name].base
+    pipe.to(torch.float16)
+    if base is None:
+        pipe.save_pretrained(folder)
+    else:
+        _save_own(pipe, load_shapes(base, torch.float16), folder)
     _clean(folder)
-    shutil.copyfile(run / "log.jsonl", Path(__file__).parent / "logs" / f"{name}.jsonl")
+    shutil.copyfile(run / "log.jsonl", LOGS / f"{name}.jsonl")
     return folder
+
+
+def _save_own(pipe: DiffusionPipeline, base: DiffusionPipeline, folder: Path) -> None:
+    """The text encoder, and the tensors of the UNet that differ from those of the base."""
+    pipe.text_encoder.save_pretrained(folder / "text_encoder")
+    shared = base.unet.state_dict()
+    own = {k: v for k, v in pipe.unet.state_dict().items() if not torch.equal(v, shared[k])}
+    save_file(own, folder / DIFFERENCE)
 
 
 def _clean(folder: Path) -> None:

@@ -7,6 +7,7 @@ the denoiser does not use yet, relations first.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,10 @@ from .schedule import Curriculum, compiled_if_common
 from .text import Probed, probe_loss
 from .tokenizers import token_ids
 
-__all__ = ["build_scheduler", "build_unet", "main"]
+__all__ = ["MORE", "MORE_CONFIG", "Denoiser", "build_scheduler", "build_unet", "fit", "main"]
+
+# (text part, tokenizer, ids [B, T], hidden states [B, T, width], captions) -> a further loss
+TextLoss = Callable[[nn.Module, CLIPTokenizer, torch.Tensor, torch.Tensor, list[str]], torch.Tensor]
 
 CONFIG = TrainingConfig(steps=12_000, learning_rate=1e-3, ema=0.9985, warmup=200)
 BASE_MIX = {64: (24, 0.94), 96: (10, 0.03), 128: (6, 0.03)}
@@ -70,11 +74,11 @@ def build_scheduler() -> DDIMScheduler:
 
 
 class Denoiser(nn.Module):
-    """What is trained: the UNet, and the text encoder with its probes."""
+    """What is trained: the UNet, and the text part, which holds the text encoder as `encoder`."""
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+    def __init__(self, unet: UNet2DConditionModel, text: nn.Module):
         super().__init__()
-        self.unet, self.text = unet, Probed(text_encoder)
+        self.unet, self.text = unet, text
 
 
 class VLoss:
@@ -86,18 +90,21 @@ class VLoss:
         sets: dict[int, LatentSet],
         curriculum: Curriculum,
         steps: int,
+        text_loss: TextLoss | None,
     ):
         self.tokenizer, self.sets = tokenizer, sets
         self.curriculum, self.steps = curriculum, steps
+        self.text_loss = text_loss
         self.alphas = build_scheduler().alphas_cumprod
         self.minus_log_snr = ((1 - self.alphas) / self.alphas).log()  # ascending, ends with inf
 
     def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
         side, size = self.curriculum.at(step / self.steps, generator)
         x, captions = self.sets[side].batch(size, generator)
-        text, probes = self._read(model, captions)
+        ids = token_ids(self.tokenizer, captions)
+        hidden = model.text.encoder(ids).last_hidden_state
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
-        text = torch.where(dropped[:, None, None], self._empty(model), text)
+        text = torch.where(dropped[:, None, None], self._empty(model), hidden)
         t = self._timesteps(size, generator)
         noise = torch.randn(x.shape, generator=generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
@@ -106,7 +113,10 @@ class VLoss:
         )
         with compiled_if_common(side):
             v = model.unet(noisy, t, text).sample
-        return (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean() + PROBES * probes
+        loss = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean()
+        if self.text_loss is None:
+            return loss
+        return loss + self.text_loss(model.text, self.tokenizer, ids, hidden, captions)
 
     def _timesteps(self, size: int, generator: torch.Generator) -> torch.Tensor:
         mean, std = LOG_SNR
@@ -115,15 +125,19 @@ class VLoss:
         is_uniform = torch.rand(size, generator=generator) < UNIFORM
         return torch.where(is_uniform, uniform, torch.searchsorted(self.minus_log_snr, -log_snr))
 
-    def _read(self, model: Denoiser, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the captions, and the loss of their probes."""
-        ids = token_ids(self.tokenizer, captions)
-        hidden = model.text.encoder(ids).last_hidden_state
-        asks = [parse_caption(caption) for caption in captions]
-        return hidden, probe_loss(model.text, self.tokenizer, ids, hidden, asks)
-
     def _empty(self, model: Denoiser) -> torch.Tensor:
         return model.text.encoder(token_ids(self.tokenizer, [""])).last_hidden_state
+
+
+def probes_of(
+    text: Probed,
+    tokenizer: CLIPTokenizer,
+    ids: torch.Tensor,
+    hidden: torch.Tensor,
+    captions: list[str],
+) -> torch.Tensor:
+    asks = [parse_caption(caption) for caption in captions]
+    return PROBES * probe_loss(text, tokenizer, ids, hidden, asks)
 
 
 def fresh_pipeline(vae: Path, text: Path) -> StableDiffusionPipeline:
@@ -138,6 +152,30 @@ def fresh_pipeline(vae: Path, text: Path) -> StableDiffusionPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def fit(
+    pipe: StableDiffusionPipeline,
+    text: nn.Module,
+    out: Path,
+    config: TrainingConfig,
+    curriculum: Curriculum,
+    text_loss: TextLoss | None = None,
+) -> None:
+    """Train the UNet of `pipe`, and `text` along; the averaged pipeline goes to `out`/pipeline."""
+    cache = out.parent / "latents"
+    sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
+
+    def save(average: Denoiser, step: int) -> None:
+        parts = {**pipe.components, "unet": average.unet, "text_encoder": average.text.encoder}
+        StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(
+            out / "pipeline"
+        )
+
+    loss_of = VLoss(pipe.tokenizer, sets, curriculum, config.steps, text_loss)
+    pipe.unet.compile(dynamic=False)
+    model = Denoiser(pipe.unet.to(memory_format=torch.channels_last), text).train()
+    train(model, loss_of, out, config, save)
 
 
 def main() -> None:
@@ -156,19 +194,7 @@ def main() -> None:
     else:
         pipe, curriculum = load_shapes("sd"), MORE
         config = replace(MORE_CONFIG, steps=arguments.more)
-    cache = arguments.out.parent / "latents"
-    sets = {s: latent_set(pipe.vae, s, n, 1, cache) for s, n in curriculum.set_sizes().items()}
-
-    def save(average: Denoiser, step: int) -> None:
-        parts = {**pipe.components, "unet": average.unet, "text_encoder": average.text.encoder}
-        StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(
-            arguments.out / "pipeline"
-        )
-
-    loss_of = VLoss(pipe.tokenizer, sets, curriculum, config.steps)
-    pipe.unet.compile(dynamic=False)
-    model = Denoiser(pipe.unet.to(memory_format=torch.channels_last), pipe.text_encoder).train()
-    train(model, loss_of, arguments.out, config, save)
+    fit(pipe, Probed(pipe.text_encoder), arguments.out, config, curriculum, probes_of)
 
 
 if __name__ == "__main__":
