@@ -1,11 +1,18 @@
 """The plan of a modulation in plain formulas, with every queries x keys matrix written out."""
 
+import dataclasses
+
 import torch
 
 
 def eager(q, k, v, plan, scale=None):
     """Attention of q [b, H, N, D] to k, v [b, H, M, D], edited as the plan says."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if plan.blend is not None:
+        own = eager(q, k, v, dataclasses.replace(plan, blend=None), scale)
+        v = v if plan.value_map is None else plan.value_map(v)
+        other = torch.einsum("bhnm,bhmd->bhnd", plan.blend.weights, v)
+        return (1 - plan.blend.share) * own + plan.blend.share * other
     if plan.branches:
         outs = [
             branch.weight * _one(q, k, v, [plan, branch.plan], scale) for branch in plan.branches

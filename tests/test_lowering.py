@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foveate.attn_processors.modulation import (
+    Blend,
     Branch,
     Extra,
     GroupedKeys,
@@ -76,6 +77,11 @@ PLANS = {
         extra=(Extra(rand(B, H, 4, D), rand(B, H, 4, D), grouped(groups=2, keys=4)),),
     ),
     "branches": lambda: Plan(branches=branches()),
+    "blend": lambda: Plan(
+        value_map=lambda v: 2 * v,
+        branches=branches(),
+        blend=Blend(rand(B, H, N, M).softmax(-1), 0.3),
+    ),
     "all": lambda: Plan(
         q_scale=rand(B, H, N, 1).exp(),
         grouped=grouped(),
@@ -94,7 +100,7 @@ def cast(plan, dtype):
             return x.to(dtype) if x.is_floating_point() else x
         if isinstance(x, tuple):
             return tuple(map(to, x))
-        if isinstance(x, (Plan, GroupedKeys, LowRank, Extra, Branch)):
+        if isinstance(x, (Plan, GroupedKeys, LowRank, Extra, Branch, Blend)):
             return type(x)(**{name: to(value) for name, value in vars(x).items()})
         return x
 

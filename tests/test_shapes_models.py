@@ -72,5 +72,5 @@ def test_the_card_states_measured_figures(name):
 
 
 def test_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"'sd', 'sd-bow', 'flux'"):
+    with pytest.raises(ValueError, match=r"'sd', 'sd-bow', 'flux', 'motion'"):
         load_shapes("sdxl")

@@ -6,9 +6,10 @@ from .attention_masks import AttentionMasks, MaskStore
 from .base import Composed, Modulation, Reader, compose
 from .emphasize import Emphasize
 from .explain import Explanation, LayerExplanation
+from .motion_boost import MotionBoost
 from .object_focus import ObjectFocus
 from .phase_weights import PhaseWeights
-from .plan import Branch, Extra, GroupedKeys, LowRank, Plan, key_bias
+from .plan import Blend, Branch, Extra, GroupedKeys, LowRank, Plan, key_bias
 from .prompt_to_prompt import (
     AttentionRefine,
     AttentionReplace,
@@ -29,6 +30,7 @@ __all__ = [
     "AttentionRefine",
     "AttentionReplace",
     "AttentionReweight",
+    "Blend",
     "Branch",
     "Composed",
     "Emphasize",
@@ -40,6 +42,7 @@ __all__ = [
     "MapStore",
     "MaskStore",
     "Modulation",
+    "MotionBoost",
     "ObjectFocus",
     "PhaseWeights",
     "Plan",

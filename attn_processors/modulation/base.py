@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,11 +20,12 @@ __all__ = ["Composed", "Modulation", "Reader", "compose", "flatten"]
 class Modulation:
     """Base of the modulations; a subclass says what it edits and gives a plan for each call.
 
-    kinds: the kinds of layers it acts in: "self", "cross", "joint".
+    kinds: the kinds of layers it acts in: "self", "cross", "joint", "temporal".
     edits: what its plans hold: "temperature" (one factor a query), "key scale" (factors by group of
         queries and key), "key bias" (the same for all queries, 0 on image keys), "text bias" (0 on
         image keys), "bias", "queries", "keys" (other tokens), "own keys" (other keys of the same
-        tokens), "values", "value scale" (factors by token), "texts" (keys of further texts).
+        tokens), "values", "value scale" (factors by token), "texts" (keys of further texts),
+        "frame weights".
     is_static: whether its plan is a matter of the layout alone, and can be kept.
     texts: what it needs encoded beside the prompt.
     appends_text: whether these texts follow the prompt's tokens where layers are joint.
@@ -51,6 +52,10 @@ class Modulation:
     def edits_in(self, kind: str) -> frozenset[str]:
         """What its plans hold in layers of this kind."""
         return self.edits
+
+    def targets(self, kinds: Mapping[str, str]) -> list[str]:
+        """The layers it can act in, of a model's layers and their kinds."""
+        return [name for name, kind in kinds.items() if kind in self.kinds]
 
     def check(self, axis: TextAxis, length: int | None) -> None:
         """Raise ValueError for text it cannot serve; length None is before the pipeline runs."""

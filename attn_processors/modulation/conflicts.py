@@ -18,6 +18,7 @@ _EXCLUDES = {
     "keys": {"keys", "own keys", "texts", "key bias", "text bias", "bias", "key scale"},
     "own keys": {"own keys"},
     "values": {"values"},
+    "frame weights": {"frame weights"},
     "texts": {"texts"},
 }
 # further texts are keys like any other, hidden by a bias; every operator is linear in the values
@@ -31,8 +32,7 @@ def choose_layers(
     chosen: dict[str, list[Modulation]] = {}
     for one in sorted(modulations, key=lambda m: isinstance(m, Reader)):
         where = f"{one.name} acts in {' and '.join(sorted(one.kinds))} layers"
-        targets = [name for name, kind in kinds.items() if kind in one.kinds]
-        names = one.scope.choose(kinds, targets, where)
+        names = one.scope.choose(kinds, one.targets(kinds), where)
         if not names:
             raise ValueError(
                 f"{one.name} matches no layer: it acts in {' and '.join(sorted(one.kinds))} "

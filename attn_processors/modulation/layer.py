@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 import torch.nn.functional as F
 
+from ...kernels.layout import TokenLayout
 from ..redirect import Attend
 from ..special import BIASED
 from .base import Modulation, Reader
@@ -59,7 +60,9 @@ class ModulatedLayer:
         """The edited output for q, k, v [B, H, N, D], or None for the stock softmax."""
         self.record.begin(self.moment.runs)
         now = [m for m in self.modulations if m.scope.is_now(self.moment.progress)]
-        rows = _grouped(list(zip(*map(self.moment.rows_of, now), strict=True)), now)
+        step = self._step(q)
+        flags = [self.moment.rows_of(m)[::step] for m in now]
+        rows = _grouped(list(zip(*flags, strict=True)), now)
         if not any(rows):
             self.record.leave("no row is of the prompt" if now else "outside of its steps")
             return self._plain(q, k, v, scale, special)
@@ -69,9 +72,11 @@ class ModulatedLayer:
             self.record.leave(reason)
             return self._plain(q, k, v, scale, special)
         whole = Call(q, k, v, padding, scale)
-        parts = [
-            (index, self._rows(whole, whole.rows(index), active)) for active, index in rows.items()
-        ]
+        size = q.shape[0] * step // len(self.moment.origins)
+        parts = []
+        for active, index in rows.items():
+            own = [i * size + j for i in index for j in range(size)]
+            parts.append((own, self._rows(whole, whole.rows(own), active)))
         return put_back(parts, 0)
 
     def _plain(self, q, k, v, scale, special):
@@ -79,14 +84,28 @@ class ModulatedLayer:
 
     def _why_not(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
         moment = self.moment
-        if q.shape[0] != len(moment.origins):
+        if self.kind != "temporal" and q.shape[0] != len(moment.origins):
             return f"{q.shape[0]} rows, but the text has {len(moment.origins)}"
-        if self.moment.tracker.layouts.get(q.shape[2]) is None:
-            return f"{q.shape[2]} queries fit no grid of this forward"
+        if self._layout(q) is None:
+            what = "rows" if self.kind == "temporal" else "queries"
+            return f"{self._num_tokens(q)} {what} fit no grid of this forward"
         expected = moment.text_length if self.kind == "cross" else q.shape[2]
         if k.shape[2] != expected:
             return f"{k.shape[2]} keys are not the {expected} of the prompt (an image prompt?)"
         return None
+
+    def _step(self, q: torch.Tensor) -> int:
+        """Rows of the text that belong to one row of the batch: frames, where these are tokens."""
+        return q.shape[2] if self.kind == "temporal" else 1
+
+    def _num_tokens(self, q: torch.Tensor) -> int | float:
+        """Of the grid that the call is about; where frames attend, its tokens are rows."""
+        if self.kind != "temporal":
+            return q.shape[2]
+        return q.shape[0] * q.shape[2] / len(self.moment.origins)
+
+    def _layout(self, q: torch.Tensor) -> TokenLayout | None:
+        return self.moment.tracker.layouts.get(self._num_tokens(q))
 
     def _rows(self, whole: Call, call: Call, active) -> torch.Tensor:
         """The output for rows of the batch that the same modulations act on."""
@@ -158,8 +177,8 @@ class ModulatedLayer:
         return torch.cat(outs, -1)
 
     def _site(self, whole: Call, call: Call, heads: list[int]) -> Site:
-        layout = self.moment.tracker.layouts[call.q.shape[2]]
-        text = {"self": None, "cross": 0}.get(
+        layout = self._layout(whole.q)
+        text = {"self": None, "temporal": None, "cross": 0}.get(
             self.kind, 0 if layout.text_first else layout.num_grid
         )
 
@@ -191,6 +210,7 @@ class ModulatedLayer:
             project=project,
             beside=beside,
             align=self.moment.align,
+            kept=self.moment.kept,
         )
 
     def _plan(self, site, active, call) -> Plan | None:

@@ -5,6 +5,7 @@
     low-rank bias; groups that differ by row, or
     inside another operator                         further head dimensions
     branches                                        one call each, weighted and added
+    weights from elsewhere                          their product with the values, blended in
 
 Nothing here is approximate, and no tensor holds queries times keys.
 """
@@ -59,6 +60,8 @@ def lower(
     of the call's own, for plans that do not replace them.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if plan.blend is not None:
+        return _blended(q, k, v, plan, scale, operator, padding)
     if plan.branches:
         return _branches(q, k, v, plan, scale, operator, padding)
     if padding is not None and plan.keys is None:
@@ -95,6 +98,15 @@ def _replaced(q, k, v, plan):
     v = v if plan.value_scale is None else v * plan.value_scale.to(v)[:, None]
     v = v if plan.value_map is None else plan.value_map(v)
     return q, k, v
+
+
+def _blended(q, k, v, plan, scale, operator, padding):
+    rest = replace(plan, blend=None)
+    out, lowered = lower(q, k, v, plan=rest, scale=scale, operator=operator, padding=padding)
+    weights, values = plan.blend.weights.to(v), _replaced(q, k, v, plan)[2]
+    out = torch.lerp(out, weights @ values, plan.blend.share)
+    kept = weights.numel() * weights.element_size()
+    return out, Lowered("blended weights", lowered.calls, lowered.extra_bytes + kept)
 
 
 def _branches(q, k, v, plan, scale, operator, padding):

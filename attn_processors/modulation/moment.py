@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Moment:
     padding: [B, T], True at text tokens the model hides; None where it hides none.
     runs: how many runs of the pipeline have begun.
     stores: what modulations have learnt in this run, of those that learn.
+    kept: what layers leave for those behind them, within one forward.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Moment:
         self.origins: tuple[Origin, ...] = ()
         self.text_length = 0
         self.padding: torch.Tensor | None = None
+        self.kept: dict[Hashable, Any] = {}
         self.runs = 0
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._schedule: torch.Tensor | None = None
@@ -83,6 +85,7 @@ class Moment:
         self.origins = self.prompts.origins(text)
         self.text_length = text.shape[1]
         self.padding = None if mask is None else ~mask.bool()
+        self.kept = {}
         self._begin(text)
         appended = self._appended()
         if not appended:

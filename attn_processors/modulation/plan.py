@@ -1,7 +1,7 @@
 """What a modulation asks of one attention call, in a form that needs no queries x keys tensor.
 
     s'_ij = q_scale_i gamma_g(i),j s_ij + bias_g(i),j + a_i . b_j
-    O     = sum_b w_b softmax(s'_b) L diag(c) v
+    O     = (1 - a) sum_b w_b softmax(s'_b) L diag(c) v + a W L diag(c) v
 
 g is the group of a query. Plans merge: scales multiply, biases add, groups refine each other, value
 maps apply in order, branches nest. Queries, keys or values can be replaced by one plan only.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["Branch", "Extra", "GroupedKeys", "LowRank", "Plan", "key_bias", "merge_plans"]
+__all__ = ["Blend", "Branch", "Extra", "GroupedKeys", "LowRank", "Plan", "key_bias", "merge_plans"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,6 +76,14 @@ class Extra:
 
 
 @dataclass(frozen=True, eq=False)
+class Blend:
+    """Weights W [b, H, N, M] from elsewhere and their share a: for few queries and keys."""
+
+    weights: torch.Tensor
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
 class Branch:
     """One of several softmaxes: its weight [b, 1, N, 1], and what is its own."""
 
@@ -94,6 +102,7 @@ class Plan:
     value_scale: [M], factors c of the values: of the attention to each token, not normalised again.
     value_map: linear in the scaled values [b, H, M, D], which it returns mapped.
     branches: whose weighted outputs add up; weights are taken as they are.
+    blend: of the whole with weights from elsewhere.
     """
 
     q_scale: float | torch.Tensor = 1.0
@@ -106,6 +115,7 @@ class Plan:
     value_scale: torch.Tensor | None = None
     value_map: Callable[[torch.Tensor], torch.Tensor] | None = None
     branches: tuple[Branch, ...] = ()
+    blend: Blend | None = None
 
     def of_columns(self) -> Plan:
         """The same weights over the call's own tokens, for columns in the place of values."""
@@ -137,6 +147,7 @@ def _merge(one: Plan, two: Plan) -> Plan:
         value_scale=_either(one.value_scale, two.value_scale, torch.mul),
         value_map=_either(one.value_map, two.value_map, _in_turn),
         branches=_nest(one.branches, two.branches),
+        blend=_either(one.blend, two.blend, _refuse),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,8 +49,9 @@ class Text:
 class Site:
     """The call of one layer in one forward.
 
-    kind: "self", "cross" or "joint".
-    layout: of the queries; in a joint layer of the keys too.
+    kind: "self", "cross", "joint" or "temporal".
+    layout: of the queries; in a joint layer of the keys too. In a temporal layer, where queries and
+        keys are frames and the tokens of a frame are rows, of the tokens.
     progress: place in the schedule, 0 the noisiest.
     num_keys: M. text: where the text keys begin among them; None in a self layer.
     text_length: how many keys the prompt has; in a joint layer those of further texts follow.
@@ -63,6 +64,7 @@ class Site:
     project: embeddings [n, T, C] -> keys and values [n, H, T, D], as a cross layer makes them.
     beside: a prompt -> the tensors of the rows made from it in the same call.
     align: a source and an edited prompt -> which tokens they share.
+    kept: what one layer leaves for those behind it in the same forward.
     """
 
     layer: str
@@ -83,6 +85,7 @@ class Site:
     project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
     beside: Callable[[str], Call]
     align: Callable[[str, str], Alignment]
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -35,6 +35,7 @@ class _Row:
 _AXES: Mapping[str, _Row] = MappingProxyType(
     {
         "UNet2DConditionModel": _Row(runs=(("tokenizer", "tokenizer_2"),)),
+        "UNetMotionModel": _Row(runs=(("tokenizer",),)),
         "FluxTransformer2DModel": _Row(runs=(("tokenizer_2",),), negative_in_batch=False),
         "SD3Transformer2DModel": _Row(runs=(("tokenizer", "tokenizer_2"), ("tokenizer_3",))),
         "PixArtTransformer2DModel": _Row(runs=(("tokenizer",),), projection="caption_projection"),

@@ -6,15 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from diffusers import (
+    AnimateDiffPipeline,
+    DiffusionPipeline,
+    FluxPipeline,
+    MotionAdapter,
+    StableDiffusionPipeline,
+)
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 __all__ = [
     "DIFFERENCE",
     "MODELS",
+    "VIDEO_MODELS",
     "ShapesModel",
     "embedded_students",
+    "load_motion",
     "load_shapes",
     "weights_folder",
 ]
@@ -53,18 +61,20 @@ MODELS = {
         },
     ),
 }
+VIDEO_MODELS = {"motion": ShapesModel("shapes-motion", 64, 4, {"guidance_scale": 3.0})}
 
 
 def weights_folder(name: str) -> Path:
-    """Folder of the embedded model `name` ("sd", "sd-bow", "flux").
+    """Folder of the embedded model `name` ("sd", "sd-bow", "flux", "motion").
 
-    As `save_pretrained` writes it; of a model with a base only what is its own.
+    As `save_pretrained` writes it; of a model on the base of another only what is its own.
     """
-    if name not in MODELS:
+    known = MODELS | VIDEO_MODELS
+    if name not in known:
         raise ValueError(
-            f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, MODELS))}"
+            f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, known))}"
         )
-    return _WEIGHTS / MODELS[name].folder
+    return _WEIGHTS / known[name].folder
 
 
 def embedded_students() -> dict[str, Path]:
@@ -75,11 +85,20 @@ def embedded_students() -> dict[str, Path]:
 
 
 def load_shapes(name: str, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The embedded pipeline; offline.
+    """The embedded pipeline, offline.
 
-    "sd" and "sd-bow" are StableDiffusionPipelines, "flux" is a FluxPipeline.
+    "sd" and "sd-bow" are StableDiffusionPipelines, "flux" is a FluxPipeline, "motion" an
+    AnimateDiffPipeline.
+    Raises ValueError for a model that is unknown or whose weights are not in the package.
     """
     folder = weights_folder(name)
+    if not folder.exists():
+        raise ValueError(
+            f"the weights of {folder.name} are not in this package, expected {folder}; "
+            "train and export them with foveate.pipelines.shapes.training"
+        )
+    if name in VIDEO_MODELS:
+        return load_motion(folder, dtype)
     if MODELS[name].base is not None:
         return on_base(load_shapes(MODELS[name].base, dtype), folder, dtype)
     pipe = DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, local_files_only=True)
@@ -98,4 +117,21 @@ def on_base(
     )
     return StableDiffusionPipeline(
         **{**pipe.components, "text_encoder": encoder}, requires_safety_checker=False
+    )
+
+
+def load_motion(folder: Path, dtype: torch.dtype = torch.float32) -> AnimateDiffPipeline:
+    """`shapes-sd` with the motion modules and the text encoder of a folder."""
+    base = load_shapes("sd", dtype)
+    text_encoder, adapter = (
+        part.from_pretrained(folder / name, dtype=dtype, local_files_only=True)
+        for part, name in ((CLIPTextModel, "text_encoder"), (MotionAdapter, "motion_adapter"))
+    )
+    return AnimateDiffPipeline(
+        vae=base.vae,
+        text_encoder=text_encoder,
+        tokenizer=base.tokenizer,
+        unet=base.unet,
+        motion_adapter=adapter,
+        scheduler=base.scheduler,
     )

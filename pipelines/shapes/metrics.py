@@ -22,7 +22,7 @@ from scipy import ndimage
 from .reader import NAMES, FoundObject, Reading, Trace, as_picture, trace
 from .scene import Ask, relation_holds
 
-__all__ = ["Interval", "Score", "paired_bootstrap", "psnr", "score", "summarise"]
+__all__ = ["Interval", "Score", "bootstrap", "paired_bootstrap", "psnr", "score", "summarise"]
 
 BATCH = 500  # resamples drawn at once: bounds memory at batch times number of values
 
@@ -98,7 +98,7 @@ def summarise(scores: Sequence[Score], samples: int = 10_000, seed: int = 0) -> 
     for suffix, group in groups.items():
         for name, values in _columns(group).items():
             if values:
-                summary[name + suffix] = _bootstrap(np.array(values, np.float64), samples, seed)
+                summary[name + suffix] = bootstrap(values, samples, seed)
     return summary
 
 
@@ -118,7 +118,21 @@ def paired_bootstrap(
         )
     if not np.isfinite(a - b).all():
         raise ValueError("a and b must be finite; leave out pairs without a value in both")
-    return _bootstrap(a - b, samples, seed)
+    return bootstrap(a - b, samples, seed)
+
+
+def bootstrap(values: Sequence[float], samples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean of some numbers with its interval."""
+    if samples < 1:
+        raise ValueError(f"samples must be >= 1, got {samples}")
+    values = np.asarray(values, np.float64)
+    rng, n = np.random.default_rng(seed), values.size
+    means = [
+        values[rng.integers(n, size=(min(BATCH, samples - start), n))].mean(1)
+        for start in range(0, samples, BATCH)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return Interval(float(values.mean()), float(low), float(high), n)
 
 
 def _relation(reading: Reading, ask: Ask) -> int | None:
@@ -182,16 +196,3 @@ def _columns(scores: Sequence[Score]) -> dict[str, list[float]]:
         "LEAK": [one.leak for one in scores if one.leak is not None],
         "UNREADABLE": [int(one.unreadable is not None) for one in scores],
     }
-
-
-def _bootstrap(values: np.ndarray, samples: int, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of [n]."""
-    if samples < 1:
-        raise ValueError(f"samples must be >= 1, got {samples}")
-    rng, n = np.random.default_rng(seed), values.size
-    means = [
-        values[rng.integers(n, size=(min(BATCH, samples - start), n))].mean(1)
-        for start in range(0, samples, BATCH)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high), n)

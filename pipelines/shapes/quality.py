@@ -25,9 +25,9 @@ def draw(
     batch: int = 25,
     seed: int = 0,
 ) -> np.ndarray:
-    """One picture per ask, float32 [number, height, width, 3] in 0..1.
+    """One picture or clip per ask, float32 [number, height, width, 3] in 0..1.
 
-    The noise of picture i depends on seed + i alone.
+    Clips are [number, frames, height, width, 3]. The noise of number i depends on seed + i alone.
     """
     height, width = size
     pipe.set_progress_bar_config(disable=True)
@@ -42,7 +42,7 @@ def draw(
             output_type="np",
             **call_for(len(prompts), call),
         )
-        pictures.append(result.images)
+        pictures.append(result.frames if "frames" in result else result.images)
     return np.concatenate(pictures)
 
 

@@ -70,9 +70,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` [h, w] mask objects."""
+    """A reading with its evidence: `labels` [h, w] index NAMES, `regions` [h, w] mask objects.
+
+    pixels: [h, w, 3], the averaged-down picture that both are about.
+    """
 
     reading: Reading
+    pixels: np.ndarray
     labels: np.ndarray
     regions: tuple[np.ndarray, ...]
 
@@ -93,7 +97,7 @@ def trace(picture: np.ndarray) -> Trace:
     plain = labels == counts.argmax()
     reason = _why_no_background(pixels[plain], noise[plain], background, share)
     if reason is not None:
-        return Trace(Reading(None, (), reason), labels, ())
+        return Trace(Reading(None, (), reason), pixels, labels, ())
     regions = _regions(pixels, labels, int(counts.argmax()))
     found = [_name(pixels, region) for region in regions]
     scale = (factor / full.shape[1], factor / full.shape[0], factor / min(full.shape[:2]))
@@ -103,7 +107,7 @@ def trace(picture: np.ndarray) -> Trace:
     )
     if objects and not any(thing.is_clear for thing in objects):
         reason = f"none of the {len(objects)} components has a clear colour and shape"
-    return Trace(Reading(background, objects, reason), labels, tuple(regions))
+    return Trace(Reading(background, objects, reason), pixels, labels, tuple(regions))
 
 
 def as_picture(picture: np.ndarray) -> np.ndarray:

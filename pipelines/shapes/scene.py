@@ -5,18 +5,21 @@ The caption grammar is closed, so that a caption can be read back into what it a
 
     a <colour> <shape> [<relation> a <colour> <shape>] [and a <colour> <shape>]
     on a <background> background
+
+In a clip objects may move: `a red circle moving right and a blue square on a teal background`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 __all__ = [
     "BACKGROUNDS",
     "COLOURS",
+    "MOTIONS",
     "RELATIONS",
     "SHAPES",
     "Ask",
@@ -46,6 +49,7 @@ BACKGROUNDS = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 RELATIONS = ("left of", "right of", "above", "below")
+MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x right, y down
 RADII = {1: (0.18, 0.28), 2: (0.16, 0.22), 3: (0.14, 0.17)}  # by number of objects
 
 
@@ -68,15 +72,22 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a caption asks for: (colour, shape) pairs, the relation of the first two, background."""
+    """What a caption asks for: (colour, shape) pairs, the relation of the first two, background.
+
+    motions: of a clip, a key of MOTIONS for each object, None where it stands still; empty when
+        nothing moves.
+    """
 
     objects: tuple[tuple[str, str], ...]
     relation: str | None
     background: str
+    motions: tuple[str | None, ...] = ()
 
     @property
     def caption(self) -> str:
         names = [f"a {colour} {shape}" for colour, shape in self.objects]
+        for i, motion in enumerate(self.motions):
+            names[i] += "" if motion is None else f" moving {motion}"
         head = names.pop(0)
         if self.relation is not None:
             head = f"{head} {self.relation} {names.pop(0)}"
@@ -130,24 +141,41 @@ def parse_caption(caption: str) -> Ask:
     background = background.removesuffix(" background")
     relation = next((r for r in RELATIONS if f" {r} " in body), None)
     phrases = re.split(" and |" + "|".join(f" {r} " for r in RELATIONS), body)
-    words = [tuple(phrase.split()) for phrase in phrases]
-    try:
-        ask = Ask(tuple((colour, shape) for _, colour, shape in words), relation, background)
-    except ValueError:
-        ask = None
-    if ask is None or not _is_known(ask) or ask.caption != caption.strip().lower():
+    words = [phrase.split() for phrase in phrases]
+    ask = Ask(
+        tuple((colour, shape) for _, colour, shape, *_ in words)
+        if min(map(len, words)) > 2
+        else (),
+        relation,
+        background,
+        tuple(phrase[-1] if len(phrase) > 3 else None for phrase in words),
+    )
+    if not any(ask.motions):
+        ask = replace(ask, motions=())
+    if not _is_known(ask) or ask.caption != caption.strip().lower():
         raise ValueError(
             f"caption {caption!r} is not of the form "
             "'a red circle left of a blue square and a green star on a teal background'; "
+            "or 'a red circle moving right and a blue square on a teal background'; "
             f"colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
-            f"backgrounds {', '.join(BACKGROUNDS)}; relations {', '.join(RELATIONS)}"
+            f"backgrounds {', '.join(BACKGROUNDS)}; relations {', '.join(RELATIONS)}; "
+            f"motions {', '.join(MOTIONS)}"
         )
     return ask
 
 
 def _is_known(ask: Ask) -> bool:
     pairs_known = all(colour in COLOURS and shape in SHAPES for colour, shape in ask.objects)
-    return pairs_known and ask.background in BACKGROUNDS and len(ask.objects) in RADII
+    motions_known = all(motion is None or motion in MOTIONS for motion in ask.motions)
+    is_one_kind = ask.relation is None or not ask.motions
+    count_known = len(ask.objects) in RADII and len(ask.motions) in (0, len(ask.objects))
+    return (
+        pairs_known
+        and motions_known
+        and is_one_kind
+        and count_known
+        and ask.background in BACKGROUNDS
+    )
 
 
 def _places(rng: np.random.Generator, n: int) -> list[tuple[float, float, float]]:

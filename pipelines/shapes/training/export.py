@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from ..load import DIFFERENCE, MODELS, load_shapes, weights_folder
+from ..load import DIFFERENCE, MODELS, VIDEO_MODELS, load_motion, load_shapes, weights_folder
 
 __all__ = ["export", "main"]
 
@@ -23,14 +23,20 @@ UNWANTED = ("_name_or_path", "name_or_path")
 
 
 def export(name: str, run: Path) -> Path:
-    """Write the embedded model `name` from the run's pipeline."""
-    pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
-    folder, base = weights_folder(name), MODELS[name].base
-    pipe.to(torch.float16)
-    if base is None:
-        pipe.save_pretrained(folder)
+    """Write the embedded model `name` from the run's pipeline; on a base only what is its own."""
+    folder = weights_folder(name)
+    if name in VIDEO_MODELS:
+        pipe = load_motion(run / "pipeline", torch.float16)
+        pipe.text_encoder.save_pretrained(folder / "text_encoder")
+        pipe.motion_adapter.save_pretrained(folder / "motion_adapter")
     else:
-        _save_own(pipe, load_shapes(base, torch.float16), folder)
+        pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
+        pipe.to(torch.float16)
+        base = MODELS[name].base
+        if base is None:
+            pipe.save_pretrained(folder)
+        else:
+            _save_own(pipe, load_shapes(base, torch.float16), folder)
     _clean(folder)
     shutil.copyfile(run / "log.jsonl", LOGS / f"{name}.jsonl")
     return folder
@@ -57,7 +63,7 @@ def _clean(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=tuple(MODELS))
+    parser.add_argument("name", choices=(*MODELS, *VIDEO_MODELS))
     parser.add_argument("--run", type=Path, required=True)
     arguments = parser.parse_args()
     export(arguments.name, arguments.run)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -20,11 +20,12 @@ from ..load import load_shapes
 from ..scene import parse_caption
 from .data import LatentSet, latent_set
 from .loop import TrainingConfig, train
+from .noise import Noising, build_scheduler
 from .schedule import Curriculum, compiled_if_common
 from .text import Probed, probe_loss
 from .tokenizers import token_ids
 
-__all__ = ["MORE", "MORE_CONFIG", "Denoiser", "build_scheduler", "build_unet", "fit", "main"]
+__all__ = ["MORE", "MORE_CONFIG", "Denoiser", "build_unet", "fit", "main"]
 
 # (text part, tokenizer, ids [B, T], hidden states [B, T, width], captions) -> a further loss
 TextLoss = Callable[[nn.Module, CLIPTokenizer, torch.Tensor, torch.Tensor, list[str]], torch.Tensor]
@@ -59,20 +60,6 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        steps_offset=0,
-    )
-
-
 class Denoiser(nn.Module):
     """What is trained: the UNet, and the text part, which holds the text encoder as `encoder`."""
 
@@ -82,7 +69,7 @@ class Denoiser(nn.Module):
 
 
 class VLoss:
-    """v-prediction loss; log-SNR is normally distributed (logit-normal in arXiv:2403.03206)."""
+    """v-prediction loss on pictures of the sizes that the curriculum asks for."""
 
     def __init__(
         self,
@@ -95,8 +82,7 @@ class VLoss:
         self.tokenizer, self.sets = tokenizer, sets
         self.curriculum, self.steps = curriculum, steps
         self.text_loss = text_loss
-        self.alphas = build_scheduler().alphas_cumprod
-        self.minus_log_snr = ((1 - self.alphas) / self.alphas).log()  # ascending, ends with inf
+        self.noising = Noising(LOG_SNR, UNIFORM)
 
     def __call__(self, model: Denoiser, step: int, generator: torch.Generator) -> torch.Tensor:
         side, size = self.curriculum.at(step / self.steps, generator)
@@ -105,25 +91,13 @@ class VLoss:
         hidden = model.text.encoder(ids).last_hidden_state
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
         text = torch.where(dropped[:, None, None], self._empty(model), hidden)
-        t = self._timesteps(size, generator)
-        noise = torch.randn(x.shape, generator=generator)
-        a = self.alphas[t].view(-1, 1, 1, 1)
-        noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last
-        )
+        noisy, t, velocity = self.noising(x, generator)
         with compiled_if_common(side):
-            v = model.unet(noisy, t, text).sample
-        loss = (v - (a.sqrt() * noise - (1 - a).sqrt() * x)).square().mean()
+            v = model.unet(noisy.contiguous(memory_format=torch.channels_last), t, text).sample
+        loss = (v - velocity).square().mean()
         if self.text_loss is None:
             return loss
         return loss + self.text_loss(model.text, self.tokenizer, ids, hidden, captions)
-
-    def _timesteps(self, size: int, generator: torch.Generator) -> torch.Tensor:
-        mean, std = LOG_SNR
-        log_snr = mean + std * torch.randn(size, generator=generator)
-        uniform = torch.randint(len(self.alphas), (size,), generator=generator)
-        is_uniform = torch.rand(size, generator=generator) < UNIFORM
-        return torch.where(is_uniform, uniform, torch.searchsorted(self.minus_log_snr, -log_snr))
 
     def _empty(self, model: Denoiser) -> torch.Tensor:
         return model.text.encoder(token_ids(self.tokenizer, [""])).last_hidden_state

@@ -1,0 +1,114 @@
+"""The video model: shapes-sd with motion modules and a text encoder of its own."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+
+from foveate.pipelines.shapes import load_shapes
+from foveate.pipelines.shapes.load import load_motion, weights_folder
+from foveate.pipelines.shapes.quality import draw
+from foveate.pipelines.shapes.scene import parse_caption
+from foveate.pipelines.shapes.training.data import (
+    LatentSet,
+    clip_set,
+    held_out_clip_asks,
+    is_held_out,
+)
+from foveate.pipelines.shapes.training.motion import CURRICULUM, ClipLoss, fresh_model
+
+CAPTION = "a red circle moving right on a teal background"
+SHIPPED = weights_folder("motion")
+shipped = pytest.mark.skipif(not SHIPPED.exists(), reason="shapes-motion is not shipped")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_shapes("sd")
+
+
+@pytest.fixture(scope="module")
+def untrained(base, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("motion")
+    torch.manual_seed(0)
+    fresh_model(base).save(folder)
+    return load_motion(folder)
+
+
+def test_without_training_every_frame_is_a_picture_of_shapes_sd(base, untrained):
+    assert type(untrained) is diffusers.AnimateDiffPipeline
+    base.set_progress_bar_config(disable=True)
+    untrained.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 3, 12, 16)
+    call = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 48, "width": 64}
+    clip = untrained(CAPTION, num_frames=3, latents=noise, output_type="pt", **call).frames[0]
+    for i, frame in enumerate(clip):
+        picture = base(CAPTION, latents=noise[:, :, i], output_type="pt", **call).images[0]
+        torch.testing.assert_close(frame, picture, rtol=0, atol=1e-4)
+
+
+def test_a_clip_has_sixteen_frames_of_the_base_size(untrained):
+    asks = [parse_caption(CAPTION)]
+    clips = draw(untrained, asks, size=(64, 64), steps=1, call={"guidance_scale": 1.0})
+    assert clips.shape == (1, 16, 64, 64, 3)
+
+
+def test_motion_modules_and_text_learn_and_nothing_else(base):
+    torch.manual_seed(0)
+    model = fresh_model(base)
+    clips = LatentSet(torch.randn(3, 4, 5, 8, 8).half(), [CAPTION] * 3)
+    loss_of = ClipLoss(base.tokenizer, lambda side: clips, CURRICULUM, 10)
+    generator = torch.Generator().manual_seed(0)
+    loss = loss_of(model, 0, generator)
+    loss.backward()
+    learns = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert all("motion_modules" in name or name.startswith("text_encoder") for name in learns)
+    # at first only what follows the residual that starts at zero
+    assert any("proj_out.weight" in name for name in learns)
+    assert any(name.startswith("text_encoder") for name in learns)
+    still = [name for name, _ in model.unet.named_parameters() if "motion_modules" not in name]
+    assert still
+    assert not any(f"unet.{name}" in learns for name in still)
+
+
+def test_clip_latents_are_those_of_the_frames_and_made_once(base, tmp_path):
+    first = clip_set(base.vae, 32, 3, 7, tmp_path)
+    assert first.latents.shape == (3, 4, 16, 8, 8)
+    assert not any(is_held_out(parse_caption(caption)) for caption in first.captions)
+    again = clip_set(None, 32, 3, 7, tmp_path)
+    assert torch.equal(first.latents, again.latents)
+    assert first.captions == again.captions
+
+
+def test_held_out_clips_move():
+    asks = held_out_clip_asks(20, seed=3)
+    assert all(is_held_out(ask) and ask.motions[0] for ask in asks)
+    assert asks == held_out_clip_asks(20, seed=3)
+
+
+@pytest.mark.skipif(SHIPPED.exists(), reason="shapes-motion is shipped")
+def test_a_model_that_is_not_shipped_says_so():
+    with pytest.raises(ValueError, match="weights of shapes-motion are not in this package"):
+        load_shapes("motion")
+
+
+@shipped
+def test_the_shipped_model_loads_and_is_small():
+    pipe = load_shapes("motion")
+    assert type(pipe) is diffusers.AnimateDiffPipeline
+    assert {part.name for part in SHIPPED.iterdir() if part.is_dir()} == {
+        "motion_adapter",
+        "text_encoder",
+    }
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 8e6
+    moved = [weight for name, weight in pipe.unet.named_parameters() if "proj_out.w" in name]
+    assert all(weight.abs().max() > 0 for weight in moved)
+
+
+@shipped
+def test_the_card_states_measured_figures():
+    card = json.loads((SHIPPED / "card.json").read_text())
+    assert card["prompts"] >= 100
+    assert card["figures"]["DIRECTION"]["num"] >= 100
+    assert card["figures"]["DIRECTION"]["mean"] >= 0.6
