@@ -12,7 +12,7 @@ from .local_forward import local_forward_kernel
 from .local_tiles import LocalTiles, defaults
 from .rows import head_parts
 from .variants import Variant
-from .windows import BOX, CUT, DISC
+from .windows import BOX, CUT, DISC, ELLIPSOID
 
 __all__ = ["variants"]
 
@@ -26,6 +26,7 @@ _KERNELS = {
 _WINDOWS = {
     "local": DISC.value,
     "local_heads": DISC.value,  # a radius for each
+    "local_frames": ELLIPSOID.value,  # a radius along frames
     "foveated": DISC.value,
     "neighborhood": BOX.value,
     "neighborhood_dilated": BOX.value,
@@ -40,6 +41,7 @@ def variants() -> list[Variant]:
     return [
         *_variants("local", _KERNELS, _DIMS),
         *_variants("local_heads", _KERNELS, (128,)),
+        *_variants("local_frames", _KERNELS, (128,)),
         *_variants("neighborhood", _KERNELS, _DIMS),
         *_variants("neighborhood_dilated", ("forward",), (128,)),
         *_variants("window", _KERNELS, (128,)),
@@ -77,6 +79,7 @@ def _variant(
     if operator == "foveated":
         shapes |= {"CELL": 4, "LEVELS": levels, "POOL": 4}
     shapes["WINDOW"] = _WINDOWS[operator]
+    shapes["FRAMES"] = operator == "local_frames"
     if operator == "local_heads":
         del shapes["RADII"]
     types = _types(kernel, shapes)
