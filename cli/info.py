@@ -139,11 +139,9 @@ def _models() -> dict[str, str]:
 
 def _card(folder: Path, base_size: int) -> str:
     """The means of a model card, one line."""
-    if not folder.is_dir():
-        return _MISSING
     card = folder / "card.json"
     if not card.is_file():
-        return "no card"
+        return _MISSING
     figures = json.loads(card.read_text())["figures"]
     shown = ("BIND 1", "BIND 2", "BIND 3", "REL")
     means = [f"{key} {figures[key]['mean']:.0%}" for key in shown if key in figures]

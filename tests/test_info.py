@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-import triton
 
 from foveate import kernels
 from foveate.cli import main
@@ -60,7 +59,7 @@ def test_all_is_right_here(probes):
 
 
 def test_reason_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
     found = only(monkeypatch, local_attention, {"radius": 3})
     assert (found["triton"].state, found["triton"].error) == (CANNOT, None)
     assert found["triton"].reason == "the tensors are on the CPU"
@@ -129,4 +128,5 @@ def test_missing_weights_are_a_fault(run, probes, monkeypatch, tmp_path):
     monkeypatch.setattr(load, "weights_folder", lambda name: tmp_path)
     code, out = run(probes)
     assert code == 1
-    assert "wrong: shapes-sd: weights missing; shapes-flux: weights missing" in out
+    missing = (f"shapes-{name}: weights missing" for name in ("sd", "sd-bow", "flux"))
+    assert f"wrong: {'; '.join(missing)}" in out

@@ -45,7 +45,7 @@ def edited(seen, row, bias):
 def test_regions_and_maps_of_padded_text(pixart):
     attn = pixart.model.transformer_blocks[1].attn2
     reader = foveate.SpanMaps(SCENE).where(layers="transformer_blocks.1.attn2")
-    mods = [foveate.RegionBind(SCENE), reader]
+    mods = [foveate.RegionBind(SCENE, alone=0), reader]
     with Watched(attn) as seen, foveate.modulate(pixart.pipe, mods) as run:
         pixart(prompt=SCENE.prompt, steps=1)
         maps = run.span_maps()
