@@ -181,7 +181,10 @@ def check_modulate(tiny):
     try:
         with foveate.modulate(tiny.pipe, _modulations(1.0)):
             assert torch.equal(tiny(), stock), "factors of 1, bit for bit"
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
+        # most tiny pipelines get embeddings and have no tokenizer, in which phrases are looked up
+        if isinstance(error, ValueError) and tiny.pipe.tokenizer is not None:
+            raise
         assert_restored(before, tiny.model)
         name = type(tiny.model).__name__
         return Cell(0, total, (str(error).partition(". ")[0].replace(name, "this model"),))
