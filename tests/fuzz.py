@@ -15,7 +15,7 @@ from conformance import BROADCAST_STEPS, assert_restored, is_close, snapshot
 from neighbours import NEIGHBOURS
 from tiny_families import FAMILIES, TinyFamily
 
-RIGHT, DENSE, STOCK = "right picture", "equal to dense", "stock diffusers refuses"
+RIGHT, DENSE, STOCK = "right picture", "equal to dense", "stock diffusers fails"
 # what may go wrong in a stock pipeline that two neighbours, or a size, do not suit
 STOCK_ERRORS = (
     ValueError,
@@ -38,8 +38,8 @@ ROUGH = {
 }
 OPTIONS = {
     "Softmax": {},
-    "Local": {"radius": (0, 1, 2, 5, 64, 64)},
-    "Foveated": {"radius": (0, 1, 2, 64, 64), "pool": (1, 2, 3, 4), "levels": (1, 2)},
+    "Local": {"radius": (1, 2, 5, 64, 64)},
+    "Foveated": {"radius": (1, 2, 64, 64), "pool": (2, 3, 4), "levels": (1, 2)},
     "Linear": {"feature_map": ("elu", "relu", "softmax"), "radius": (None, 1, 2)},
     "Agent": {"agents": (1, 4, 9, 4096, 4096), "shortcut": (0.0, 0.0, 0.1)},
     "Neighborhood": {
@@ -161,6 +161,9 @@ def run(case):
         stock = _call(_with_neighbours(case, case.before + case.after), case)
     except STOCK_ERRORS:
         return STOCK
+    # such as an adapter added to weights that offloading has made meta, whose memory nobody fills
+    if not stock.isfinite().all():
+        return STOCK
     tiny = _with_neighbours(case, case.before)
     before, said = snapshot(tiny.model), None
     with ExitStack() as stack:
@@ -181,7 +184,7 @@ def run(case):
     if not any(NEIGHBOURS[name].is_copy for name in case.after):
         assert is_close(_call(tiny, case).float(), stock.float()), "the picture after remove"
     assert got.shape == stock.shape, "shape"
-    assert got.isfinite().all() or not stock.isfinite().all(), "finite"
+    assert got.isfinite().all(), "finite"
     if not case.is_dense:
         return RIGHT
     assert is_close(got, stock), "equal to dense"
