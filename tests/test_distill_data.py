@@ -71,9 +71,10 @@ def test_drawn_pictures_are_the_pipelines_and_drawn_once(tmp_path):
     config = options(tmp_path, caption_dropout=0.0, seed=5)
     call = {"height": height, "width": width, "max_sequence_length": 16}
     folder = data_folder(tiny.model, PROMPTS, config, call)
-    draw_pictures(tiny.pipe, tiny.model, PROMPTS, config, call, folder, rank=1, world=2)
-    assert [path.name for path in folder.glob("pictures-*")] == ["pictures-0000002.safetensors"]
-    draw_pictures(tiny.pipe, tiny.model, PROMPTS, config, call, folder)
+    files = ["pictures-0000000.safetensors", "pictures-0000002.safetensors"]
+    for rank in range(2):  # the second begins when the first has finished
+        draw_pictures(tiny.pipe, tiny.model, PROMPTS, config, call, folder, rank=rank, world=2)
+        assert sorted(path.name for path in folder.glob("pictures-*")) == files[: rank + 1]
     times = {path: path.stat().st_mtime_ns for path in folder.glob("pictures-*")}
     draw_pictures(tiny.pipe, tiny.model, PROMPTS, config, call, folder)
     assert times == {path: path.stat().st_mtime_ns for path in folder.glob("pictures-*")}

@@ -61,9 +61,10 @@ def draw_pictures(
 ) -> None:
     """Draw what is not yet in `folder`, every `world`-th file; picture i comes from seed + i."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(prompts), config.picture_batch)
-    missing = [start for start in starts if not _file(folder, start).exists()]
-    for start in tqdm(missing[rank::world], desc="draw", disable=rank > 0, mininterval=1):
+    # dealt out before looking: another process may have drawn some by then
+    own = range(0, len(prompts), config.picture_batch)[rank::world]
+    missing = [start for start in own if not _file(folder, start).exists()]
+    for start in tqdm(missing, desc="draw", disable=rank > 0, mininterval=1):
         part = list(prompts[start : start + config.picture_batch])
         tensors = _draw(pipe, model, part, config, call, start)
         unfinished = folder / f"unfinished-{start}"
