@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ..kernels.schedule import check_fractions
 from .base import AttnProcessor
 from .hosts import check_pattern, matches
 from .layouts import TARGETS
@@ -34,10 +35,8 @@ def check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
     """Raises ValueError for bad values of these options of `apply`."""
     if not isinstance(min_tokens, int) or min_tokens < 0:
         raise ValueError(f"min_tokens must be an integer >= 0, got {min_tokens!r}")
-    if steps is None:
-        return
-    if len(steps) != 2 or not 0 <= steps[0] < steps[1] <= 1:
-        raise ValueError(f"steps must be (start, end) with 0 <= start < end <= 1, got {steps!r}")
+    if steps is not None:
+        check_fractions("steps", steps)
 
 
 def refuse_second(attentions: Mapping[str, nn.Module]) -> None:

@@ -142,8 +142,6 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
         }
 
     def _scale(self, scale: float | None, dim: int, layout: TokenLayout) -> float | None:
-        if self.proportional is None:
-            return scale
         is_clear = not (self.mass or self.partition)
         tokens = layout.num_tokens * (_CLEAR_POOLED_TOKENS if is_clear else 1)
         return proportional_scale(scale, dim, tokens, self.proportional)

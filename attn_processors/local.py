@@ -132,7 +132,7 @@ class LocalAttnProcessor(TrainedAttnProcessor):
         scale: float | None,
     ) -> torch.Tensor:
         self.require_part()
-        scale = self._scale(scale, q.shape[-1], layout)
+        scale = proportional_scale(scale, q.shape[-1], layout.num_tokens, self.proportional)
         return local_attention(
             q,
             k,
@@ -161,15 +161,10 @@ class LocalAttnProcessor(TrainedAttnProcessor):
     ) -> torch.Tensor:
         check_impl_split(self.impl)
         self.require_part()
-        scale = self._scale(scale, q.shape[-1], shard.layout)
+        scale = proportional_scale(scale, q.shape[-1], shard.layout.num_tokens, self.proportional)
         return sequence_local_attention(
             q, k, v, shard=shard, exchange=exchange, radius=self.radius, scale=scale
         )
-
-    def _scale(self, scale: float | None, dim: int, layout: TokenLayout) -> float | None:
-        if self.proportional is None:
-            return scale
-        return proportional_scale(scale, dim, layout.num_tokens, self.proportional)
 
     def count_keys(self, layout: TokenLayout) -> KeyCount:
         return local_keys(layout, self.radius, self.frames_radius)

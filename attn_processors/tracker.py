@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..kernels.layout import TokenLayout
+from ..kernels.schedule import is_within
 from ..kernels.sequence import Exchange, Shard
 from .layouts import Family
 from .padding import Padded, padded_layout
@@ -64,7 +65,7 @@ class Tracker:
         self._read_layouts(model, arguments)
         self._timestep = arguments.get(self.family.timestep)
         if self.steps is not None:
-            self.active = self._is_inside(self.progress())
+            self.active = is_within(self.progress(), self.steps)
 
     def _read_parallel(self, model: nn.Module) -> None:
         """Whether the tokens are split, which may begin after `apply`."""
@@ -123,10 +124,6 @@ class Tracker:
         # the nearest: half-precision models see a rounded timestep
         step = int((self.schedule.float() - timestep).abs().argmin())
         return step / len(self.schedule)
-
-    def _is_inside(self, progress: float) -> bool:
-        start, end = self.steps
-        return start <= progress < end or (end == 1 and progress >= start)
 
     def __getstate__(self) -> dict[str, Any]:
         # weak references and process groups do not pickle; without its pipeline a tracker goes by

@@ -21,13 +21,13 @@ from ..kernels.broadcast import (
     Cache,
     Entry,
     check_every,
-    check_fractions,
     forecast,
     fraction_row,
     last_read,
     recall,
     store_of,
 )
+from ..kernels.schedule import check_fractions
 from .call import AttentionCall
 from .steps import Steps
 

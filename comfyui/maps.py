@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from ..kernels import TokenLayout
-from ..kernels.broadcast import check_fractions
-from ..kernels.map_store import MapStore, is_within
+from ..kernels.map_store import MapStore
+from ..kernels.schedule import check_fractions, is_within
 from .call import AttentionCall
 from .steps import Steps
 

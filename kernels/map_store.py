@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["MapStore", "check_window", "is_within"]
+from .schedule import check_window, is_within
+
+__all__ = ["MapStore"]
 
 
 class MapStore:
@@ -55,15 +57,3 @@ def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(maps.shape[2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", antialias=True)
-
-
-def check_window(steps: tuple[float, float]) -> None:
-    """Raise ValueError unless `steps` is a window in fractions of the schedule."""
-    if len(steps) != 2 or not 0 <= steps[0] <= steps[1] <= 1:
-        raise ValueError(f"steps must be (start, end) with 0 <= start <= end <= 1, got {steps!r}")
-
-
-def is_within(progress: float, steps: tuple[float, float]) -> bool:
-    """Whether this fraction of the schedule lies in the window; one that ends at 1 has the end."""
-    start, end = steps
-    return start <= progress < end or (end == 1 and start <= progress)

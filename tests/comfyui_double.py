@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from foveate.comfyui.settings import Settings
+
 APPLY_MODEL, PREDICT_NOISE, OUTER_SAMPLE = "apply_model", "predict_noise", "outer_sample"
 SLOT = "optimized_attention_override"
 
@@ -240,3 +242,18 @@ class Unknown(Tiny):
     """A model that is not in the layout table."""
 
     forward = Wan.forward
+
+
+def attention_settings(**options):
+    """Of the attention node: a small disc in every layer and step."""
+    base = {
+        "mode": "local",
+        "radius": 2,
+        "pool": 2,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "dense_layers": "",
+        "min_tokens": 0,
+        "verbose": False,
+    }
+    return Settings(**base | options)

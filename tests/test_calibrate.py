@@ -175,17 +175,18 @@ def test_written_plans_are_json_with_their_rows():
 
 
 def test_peers_are_counted_on_a_pipeline_of_their_own():
-    from foveate.pipelines.broadcast.peers import peers
+    from foveate.pipelines.broadcast.peers import counted_calls, peers
     from foveate.pipelines.broadcast.study import run_peer
     from foveate.pipelines.shapes.load import MODELS
 
-    assert peers(foveate.load_shapes("sd")) == []
+    assert peers(foveate.load_shapes("sd")) == {}
     pipe = foveate.load_shapes("flux")
-    hook = peers(pipe)[0]
+    hook = peers(pipe)["diffusers' hook (2)"]
     call = {**MODELS["flux"].call, "height": 32, "width": 32}
     runs = Runs(pipe=pipe, prompts=("a red star on a teal background",), steps=8, call=call)
-    before = runs.pictures()
-    pictures, share = run_peer(hook, runs)
-    assert 0.5 < share < 1
+    with counted_calls(pipe) as dense:
+        before = runs.pictures()
+    pictures, computed = run_peer(hook, runs)
+    assert 0.5 < computed / len(dense) < 1
     assert not np.array_equal(pictures, before)
     assert np.array_equal(runs.pictures(), before)

@@ -6,30 +6,27 @@ import pytest
 import torch
 
 import foveate.comfyui.families as families
-from comfyui_double import SD3, SLOT, Base, Flux, Patcher, UNet, Unknown, Wan, stock
+from comfyui_double import (
+    SD3,
+    SLOT,
+    Base,
+    Flux,
+    Patcher,
+    UNet,
+    Unknown,
+    Wan,
+    attention_settings,
+    stock,
+)
 from foveate.comfyui.call import read_call
 from foveate.comfyui.modes import MODES
 from foveate.comfyui.patch import find_patch, install
-from foveate.comfyui.settings import Settings, parse_layers
+from foveate.comfyui.settings import parse_layers
 from foveate.kernels import TokenLayout
 from oracles import FLOAT32, FLOAT64, dense
 
 FAMILIES = {"flux": Flux, "sd3": SD3, "unet": UNet, "wan": Wan}
 each_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def _settings(**options):
-    base = {
-        "mode": "local",
-        "radius": 2,
-        "pool": 2,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "dense_layers": "",
-        "min_tokens": 0,
-        "verbose": False,
-    }
-    return Settings(**base | options)
 
 
 def _model(family):
@@ -92,7 +89,7 @@ SIZES = {
 def test_local_equals_a_masked_softmax(family):
     model, (x, context) = _model(family), _inputs(family)
     masked = Patcher(model.model, options={SLOT: _local_oracle(SIZES[family], 2)})
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     torch.testing.assert_close(ours.sample(x, context), masked.sample(x, context), **FLOAT64)
     assert not torch.equal(ours.sample(x, context), model.sample(x, context))
 
@@ -102,7 +99,7 @@ def test_local_equals_a_masked_softmax(family):
 @pytest.mark.parametrize("size", [(34, 46), (37, 53), (1, 397)], ids=str)
 def test_every_mode_on_every_family(family, mode, size):
     model, (x, context) = _model(family), _inputs(family, *size)
-    ours = install(model, _settings(mode=mode))
+    ours = install(model, attention_settings(mode=mode))
     out = ours.sample(x, context)
     assert out.isfinite().all()
     assert not torch.equal(out, model.sample(x, context))
@@ -115,7 +112,7 @@ def test_every_mode_on_every_family(family, mode, size):
 @pytest.mark.parametrize("mode", MODES)
 def test_inference_mode_and_half_precision(family, mode):
     model, (x, context) = _model(family), _inputs(family)
-    ours = install(model, _settings(mode=mode))
+    ours = install(model, attention_settings(mode=mode))
     expected = ours.sample(x, context)
     model.model.diffusion_model.weight = model.model.diffusion_model.weight.bfloat16()
     with torch.inference_mode():  # what ComfyUI runs its nodes in
@@ -132,7 +129,7 @@ def test_inference_mode_and_half_precision(family, mode):
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "agent"])
 def test_a_radius_beyond_the_grid_is_bitwise_dense(family, mode):
     model, (x, context) = _model(family), _inputs(family)
-    ours = install(model, _settings(mode=mode, radius=64))
+    ours = install(model, attention_settings(mode=mode, radius=64))
     assert torch.equal(ours.sample(x, context), model.sample(x, context))
     assert "every query would be compared with every key" in _report(ours)
 
@@ -141,7 +138,7 @@ def test_a_radius_beyond_the_grid_is_bitwise_dense(family, mode):
 def test_nothing_is_left_behind(family):
     model, (x, context) = _model(family), _inputs(family)
     before = model.sample(x, context)
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     ours.sample(x, context)
     assert model.wrappers == {}
     assert find_patch(model) is None
@@ -152,7 +149,7 @@ def test_nothing_is_left_behind(family):
 def test_nothing_is_left_behind_by_an_error(family, monkeypatch):
     model, (x, context) = _model(family), _inputs(family)
     before = model.sample(x, context)
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
 
     def fail(self, *args, **kwargs):
         raise RuntimeError("out of memory")
@@ -166,7 +163,7 @@ def test_nothing_is_left_behind_by_an_error(family, monkeypatch):
 
 def test_prompts_of_another_length_in_one_sampling():
     model, (x, _) = _model("flux"), _inputs("flux")
-    ours = install(model, _settings(mode="foveated"))
+    ours = install(model, attention_settings(mode="foveated"))
     for text in (7, 11, 1, 7):
         assert ours.sample(x, torch.randn(2, text, 16).double()).isfinite().all()
         assert f"{text + 195} " in _report(ours)
@@ -175,7 +172,7 @@ def test_prompts_of_another_length_in_one_sampling():
 def test_references_are_seen_by_all():
     model, (x, context) = _model("flux"), _inputs("flux")
     given = {"ref_latents": [torch.randn(2, 4, h, w).double() for h, w in ((6, 7), (3, 4))]}
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     out = ours.sample(x, context, **given)
     assert "ran in 2 of 2 layers" in _report(ours)
     visible = torch.ones(218, 218, dtype=torch.bool)
@@ -195,7 +192,7 @@ def test_tokens_another_node_adds_run_as_before():
             return super().forward(x, image, transformer_options, **conds)
 
     model, (x, context) = Patcher(Base(Longer())), _inputs("flux")
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     assert torch.equal(ours.sample(x, context), model.sample(x, context))
     assert "205 tokens are not 7 of text + 13 x 15 of grid" in _report(ours)
 
@@ -203,21 +200,21 @@ def test_tokens_another_node_adds_run_as_before():
 def test_a_mask_runs_as_before():
     model, (x, context) = _model("flux"), _inputs("flux")
     given = {"attention_mask": torch.rand(2, 1, 202, 202) > 0.3}
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     assert torch.equal(ours.sample(x, context, **given), model.sample(x, context, **given))
     assert "the call carries an attention mask" in _report(ours)
 
 
 def test_a_prompt_as_long_as_the_grid_runs_as_before():
     model, (x, context) = _model("wan"), _inputs("wan", text=585)
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     assert torch.equal(ours.sample(x, context), model.sample(x, context))
     assert "look alike" in _report(ours)
 
 
 def test_a_model_that_is_not_in_the_table_runs_as_before(caplog):
     model, (x, context) = Patcher(Base(Unknown())), _inputs("wan")
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     assert torch.equal(ours.sample(x, context, (0.9, 0.5)), model.sample(x, context, (0.9, 0.5)))
     assert "Unknown is not in the layout table" in _report(ours)
     assert sum("layout table" in line for line in caplog.messages) == 1
@@ -240,16 +237,16 @@ def test_earlier_override_runs_where_ours_does_not():
 
     model, (x, context) = _model("wan"), _inputs("wan")
     model.options[SLOT] = other
-    ours = install(model, _settings(dense_layers="1"))
+    ours = install(model, attention_settings(dense_layers="1"))
     ours.sample(x, context)
     assert len(seen) == 3  # two cross-attention calls and the layer left alone
-    everything_dense = install(model, _settings(radius=64))
+    everything_dense = install(model, attention_settings(radius=64))
     assert torch.equal(everything_dense.sample(x, context), model.sample(x, context))
 
 
 def test_an_override_set_later_on_the_model_is_kept_below_ours():
     model, (x, context) = _model("flux"), _inputs("flux")
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     alone = ours.sample(x, context)
     ours.options[SLOT] = lambda func, *args, **kwargs: func(*args, **kwargs) * 2
     assert torch.equal(ours.sample(x, context), alone)
@@ -257,25 +254,25 @@ def test_an_override_set_later_on_the_model_is_kept_below_ours():
 
 def test_two_nodes_share_the_sampling():
     model, (x, context) = _model("flux"), _inputs("flux")
-    first = install(model, _settings(mode="local", end_percent=0.5))
-    both = install(first, _settings(mode="window", start_percent=0.5))
+    first = install(model, attention_settings(mode="local", end_percent=0.5))
+    both = install(first, attention_settings(mode="window", start_percent=0.5))
     out = both.sample(x, context, (0.9, 0.2))
-    late = install(model, _settings(mode="window", start_percent=0.5))
+    late = install(model, attention_settings(mode="window", start_percent=0.5))
     assert torch.equal(out[:1], first.sample(x, context, (0.9,)))
     assert torch.equal(out[1:], late.sample(x, context, (0.2,)))
-    assert find_patch(first).features.rules == (_settings(mode="local", end_percent=0.5),)
+    assert find_patch(first).features.rules == (attention_settings(mode="local", end_percent=0.5),)
     assert len(both.wrappers["apply_model"]["foveate"]) == 1
 
 
 def test_two_nodes_in_the_same_steps_are_refused():
-    model = install(_model("flux"), _settings(end_percent=0.5))
+    model = install(_model("flux"), attention_settings(end_percent=0.5))
     with pytest.raises(ValueError, match="already has a Foveate Attention node .* bypass one"):
-        install(model, _settings(start_percent=0.4))
+        install(model, attention_settings(start_percent=0.4))
 
 
 def test_steps_begin_and_end():
     model, (x, context) = _model("flux"), _inputs("flux")
-    ours = install(model, _settings(start_percent=0.25, end_percent=0.5))
+    ours = install(model, attention_settings(start_percent=0.25, end_percent=0.5))
     sigmas = (1.0, 0.76, 0.75, 0.51, 0.5, 0.1)
     same = [
         torch.equal(a, b)
@@ -290,7 +287,7 @@ def test_steps_begin_and_end():
 
 def test_layers_and_small_calls_are_left_alone():
     model, (x, context) = _model("unet"), _inputs("unet")
-    ours = install(model, _settings(dense_layers="0", min_tokens=200))
+    ours = install(model, attention_settings(dense_layers="0", min_tokens=200))
     assert torch.equal(ours.sample(x, context), model.sample(x, context))
     rows = _report(ours).splitlines()
     assert any("input.0.0" in row and "in dense_layers" in row for row in rows)
@@ -299,7 +296,7 @@ def test_layers_and_small_calls_are_left_alone():
 
 def test_a_named_layer_keeps_its_number_when_another_is_skipped():
     model, (x, context) = _model("unet"), _inputs("unet")
-    ours = install(model, _settings(dense_layers="1"))
+    ours = install(model, attention_settings(dense_layers="1"))
     both = ours.sample(x, context)
     recorder = find_patch(ours).recorder
     assert [recorder.layer(9, name).number for name in ("input.0.0", "input.1.0")] == [0, 1]
@@ -308,7 +305,7 @@ def test_a_named_layer_keeps_its_number_when_another_is_skipped():
 
 def test_the_report_covers_the_last_sampling():
     model, (x, context) = _model("wan"), _inputs("wan")
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     assert "No attention call came by" in _report(ours)
     for _ in range(2):
         ours.sample(x, context, (0.9, 0.5, 0.2))
@@ -327,9 +324,9 @@ def test_reasons_are_logged_once_and_verbose_prints_the_report(caplog):
     model, (x, context) = _model("flux"), _inputs("flux")
     given = {"attention_mask": torch.ones(2, 1, 202, 202, dtype=torch.bool)}
     caplog.set_level(logging.INFO)
-    install(model, _settings()).sample(x, context, (0.9, 0.5), **given)
+    install(model, attention_settings()).sample(x, context, (0.9, 0.5), **given)
     assert len(caplog.messages) == 1
-    ours = install(model, _settings(verbose=True))
+    ours = install(model, attention_settings(verbose=True))
     ours.sample(x, context)
     assert caplog.messages[-1] == _report(ours)
 
@@ -337,7 +334,7 @@ def test_reasons_are_logged_once_and_verbose_prints_the_report(caplog):
 def test_a_compiled_model_gives_the_same():
     torch._dynamo.reset()
     model, (x, context) = _model("flux"), _inputs("flux")
-    ours = install(model, _settings())
+    ours = install(model, attention_settings())
     expected = ours.sample(x, context, (0.9, 0.5))
     model.model.diffusion_model = torch.compile(model.model.diffusion_model, backend="eager")
     torch.testing.assert_close(ours.sample(x, context, (0.9, 0.5)), expected, **FLOAT32)
@@ -396,7 +393,7 @@ def test_dense_layers_are_numbers_and_runs():
 @pytest.mark.parametrize("text", ["a", "1-", "5-2", "-3", "1.5"])
 def test_other_dense_layers_are_refused(text):
     with pytest.raises(ValueError, match="such as '0, 1, 47-49', got"):
-        _settings(dense_layers=text)
+        attention_settings(dense_layers=text)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +408,7 @@ def test_other_dense_layers_are_refused(text):
 )
 def test_other_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        _settings(**options)
+        attention_settings(**options)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -5,10 +5,19 @@ from collections import Counter, defaultdict
 import pytest
 import torch
 
-from comfyui_double import SD3, SLOT, Base, Flux, Patcher, UNet, Unknown, Wan
+from comfyui_double import (
+    SD3,
+    SLOT,
+    Base,
+    Flux,
+    Patcher,
+    UNet,
+    Unknown,
+    Wan,
+    attention_settings,
+)
 from foveate.comfyui.broadcast import BroadcastSettings
 from foveate.comfyui.patch import find_patch, install
-from foveate.comfyui.settings import Settings
 from foveate.comfyui.steps import Steps, read_steps
 from oracles import FLOAT64
 
@@ -28,20 +37,6 @@ def _settings(**options):
         "store": "native",
     }
     return BroadcastSettings(**base | options)
-
-
-def _attention(**options):
-    base = {
-        "mode": "local",
-        "radius": 2,
-        "pool": 2,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "dense_layers": "",
-        "min_tokens": 0,
-        "verbose": False,
-    }
-    return Settings(**base | options)
 
 
 def _model(family):
@@ -255,11 +250,11 @@ def test_an_error_frees_what_was_kept(monkeypatch):
 @each_family
 def test_combines_with_an_operator_in_either_order(family):
     model, x = _model(family), _latent(family)
-    one = install(install(model, _settings()), _attention())
-    two = install(install(model, _attention()), _settings())
+    one = install(install(model, _settings()), attention_settings())
+    two = install(install(model, attention_settings()), _settings())
     ours = [each.sample(x, None, SIGMAS, APART) for each in (one, two)]
     told = _Told(model.model.diffusion_model, 2)
-    local = install(Patcher(told, options={SLOT: _replay("#" * 10)}), _attention())
+    local = install(Patcher(told, options={SLOT: _replay("#" * 10)}), attention_settings())
     dense = local.sample(x, None, SIGMAS, APART)
     for a, b, c, arm in zip(*ours, dense, [arm for arm in ROW for _ in APART], strict=True):
         assert torch.equal(a, b)

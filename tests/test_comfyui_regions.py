@@ -3,10 +3,18 @@
 import pytest
 import torch
 
-from comfyui_double import SD3, SLOT, Base, Flux, Patcher, UNet, Wan
+from comfyui_double import (
+    SD3,
+    SLOT,
+    Base,
+    Flux,
+    Patcher,
+    UNet,
+    Wan,
+    attention_settings,
+)
 from foveate.comfyui.patch import find_patch, install
 from foveate.comfyui.regions import KEY, RegionCond, RegionPrompts, add_region, find_prompts
-from foveate.comfyui.settings import Settings
 from foveate.kernels import TokenLayout
 from oracles import FLOAT64
 
@@ -47,20 +55,6 @@ def _latent(family):
 
 def _prompts(kind="hard"):
     return RegionPrompts(LENGTHS, _masks(kind))
-
-
-def _settings(**options):
-    base = {
-        "mode": "local",
-        "radius": 2,
-        "pool": 2,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "dense_layers": "",
-        "min_tokens": 0,
-        "verbose": False,
-    }
-    return Settings(**base | options)
 
 
 def _bias(kind, grid, extra, text=True, radius=None):
@@ -162,8 +156,8 @@ def test_weights_sum_to_one_on_any_grid():
 def test_joins_with_an_operator_in_either_order():
     model, x = _model("flux"), _latent("flux")
     context = torch.randn(2, sum(LENGTHS), 16).double()
-    one = install(install(model, _settings()), None)
-    two = install(install(model, None), _settings())
+    one = install(install(model, attention_settings()), None)
+    two = install(install(model, None), attention_settings())
     ours = [each.sample(x, context, **{KEY: _prompts()}) for each in (one, two)]
     masked = Patcher(model.model, options={SLOT: _oracle("flux", "hard", radius=2)})
     torch.testing.assert_close(ours[0], masked.sample(x, context), **FLOAT64)
@@ -174,7 +168,7 @@ def test_joins_with_an_operator_in_either_order():
 def test_agents_leave_a_joint_layer_to_regions():
     model, x = _model("flux"), _latent("flux")
     context = torch.randn(2, sum(LENGTHS), 16).double()
-    both = install(install(model, None), _settings(mode="agent"))
+    both = install(install(model, None), attention_settings(mode="agent"))
     alone = install(model, None).sample(x, context, **{KEY: _prompts()})
     assert torch.equal(both.sample(x, context, **{KEY: _prompts()}), alone)
     assert "agent cannot be joined with regions" in find_patch(both).report()

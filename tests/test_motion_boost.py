@@ -1,6 +1,5 @@
 """MotionBoost equals the published steps, with every attention weight and frequency written out."""
 
-import diffusers
 import pytest
 import torch
 
@@ -8,8 +7,9 @@ import foveate
 from foveate.attn_processors.modulation.lowering import lower
 from foveate.attn_processors.modulation.motion_boost import high_band, mean_energy, resized
 from oracles import FLOAT32, FLOAT64
-from tiny_images import embeds, parts
+from tiny_images import embeds
 from tiny_pipelines import clip_tokenizer
+from tiny_videos import motion_pipe
 
 FRAMES, GRIDS = 8, ((3, 4), (6, 8))
 PATHS = ("up_blocks.0", "up_blocks.1")
@@ -64,33 +64,7 @@ class Published:
 def pipe():
     """Two decoder blocks with attention to text; random motion modules, in float64."""
     torch.manual_seed(0)
-    channels = (8, 8)
-    unet = diffusers.UNet2DConditionModel(
-        block_out_channels=channels,
-        layers_per_block=1,
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-        attention_head_dim=2,
-    )
-    adapter = diffusers.MotionAdapter(
-        block_out_channels=channels,
-        motion_layers_per_block=1,
-        motion_norm_num_groups=2,
-        motion_num_attention_heads=2,
-        motion_max_seq_length=16,
-    )
-    for name, weight in adapter.named_parameters():
-        if "proj_out" in name or "to_q" in name or "to_k" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    pipe = diffusers.AnimateDiffPipeline(
-        unet=unet,
-        motion_adapter=adapter,
-        scheduler=diffusers.DDIMScheduler(),
-        **parts(tokenizer=clip_tokenizer()),
-    )
+    pipe = motion_pipe("CrossAttn", ["proj_out", "to_q", "to_k"], 0.5, tokenizer=clip_tokenizer())
     pipe.unet.double()
     pipe.set_progress_bar_config(disable=True)
     return pipe

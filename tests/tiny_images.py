@@ -10,7 +10,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from transformers import CLIPTextModel
 
-from tiny_pipelines import clip_config, clip_tokenizer, t5_encoder, t5_tokenizer
+from tiny_pipelines import (
+    clip_config,
+    clip_tokenizer,
+    pixart_transformer,
+    t5_encoder,
+    t5_tokenizer,
+)
 
 
 def embeds(length, width):
@@ -131,20 +137,8 @@ def qwen():
 
 
 def pixart():
-    transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=8,
-        num_layers=2,
-        patch_size=2,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_channels=32,
-        in_channels=4,
-        cross_attention_dim=16,
-        out_channels=8,
-        norm_type="ada_norm_single",
-    )
     pipe = diffusers.PixArtSigmaPipeline(
-        scheduler=diffusers.DDIMScheduler(), transformer=transformer, **parts()
+        scheduler=diffusers.DDIMScheduler(), transformer=pixart_transformer(), **parts()
     )
     return pipe, {
         "prompt_embeds": embeds(9, 32),

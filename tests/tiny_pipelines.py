@@ -201,8 +201,8 @@ def sd3():
     return pipe, {"prompt": "a cat", "max_sequence_length": 16}
 
 
-def pixart_t5():
-    transformer = diffusers.PixArtTransformer2DModel(
+def pixart_transformer():
+    return diffusers.PixArtTransformer2DModel(
         sample_size=8,
         num_layers=2,
         patch_size=2,
@@ -214,8 +214,11 @@ def pixart_t5():
         out_channels=8,
         norm_type="ada_norm_single",
     )
+
+
+def pixart_t5():
     pipe = diffusers.PixArtSigmaPipeline(
-        transformer=transformer,
+        transformer=pixart_transformer(),
         vae=autoencoder(),
         scheduler=diffusers.DDIMScheduler(),
         text_encoder=t5_encoder(),

@@ -167,14 +167,18 @@ def cogvideox():
     }
 
 
-def animatediff():
+def motion_pipe(second, initial, std, **given):
+    """AnimateDiff of two levels; `second` is the kind of blocks of the lower one.
+
+    Weights of the motion modules whose names hold one of `initial` are drawn with this deviation.
+    """
     channels = (8, 8)
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=channels,
         layers_per_block=1,
         sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", f"{second}DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", f"{second}UpBlock2D"),
         cross_attention_dim=8,
         norm_num_groups=2,
         attention_head_dim=2,
@@ -186,13 +190,16 @@ def animatediff():
         motion_num_attention_heads=2,
         motion_max_seq_length=16,
     )
-    # a stock motion module starts as the identity
     for name, weight in adapter.named_parameters():
-        if "proj_out" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    pipe = diffusers.AnimateDiffPipeline(
-        unet=unet, motion_adapter=adapter, scheduler=diffusers.DDIMScheduler(), **parts()
+        if any(part in name for part in initial):
+            torch.nn.init.normal_(weight, std=std)
+    return diffusers.AnimateDiffPipeline(
+        unet=unet, motion_adapter=adapter, scheduler=diffusers.DDIMScheduler(), **parts(**given)
     )
+
+
+def animatediff():
+    pipe = motion_pipe("", ["proj_out"], 0.1)
     # twelve frames: as many as the grid at the lower level has tokens
     return pipe, {
         "prompt_embeds": embeds(7, 8),

@@ -17,10 +17,10 @@ from ...kernels.broadcast import (
     MIN_EVALUATIONS,
     REUSE,
     check_every,
-    check_fractions,
     check_row,
     fraction_row,
 )
+from ...kernels.schedule import check_fractions
 from .kinds import KINDS
 from .schedule import Schedule
 

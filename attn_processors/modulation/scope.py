@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ...kernels.map_store import check_window, is_within
+from ...kernels.schedule import check_window, is_within
 from ..hosts import check_pattern, matches
 
 __all__ = ["Scope"]

@@ -8,6 +8,7 @@ from ..modes import MODES
 from ..patch import ModelPatcher, install
 from ..settings import Settings
 from .category import CATEGORY
+from .percents import percents
 
 __all__ = ["FoveateAttention"]
 
@@ -82,22 +83,12 @@ def _options() -> list[io.Input]:
             tooltip="foveated: side of a far cell, in tokens. agent: one agent for pool x pool "
             "tokens. The other modes do not use it.",
         ),
-        io.Float.Input(
-            "start_percent",
-            default=0.2,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Part of the sampling at which the operator begins. Early steps lay out the "
+        *percents(
+            0.2,
+            1.0,
+            at_start="Part of the sampling at which the operator begins. Early steps lay out the "
             "picture and are best left alone.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Part of the sampling at which the operator ends.",
+            at_end="Part of the sampling at which the operator ends.",
         ),
         io.String.Input(
             "dense_layers",

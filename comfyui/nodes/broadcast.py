@@ -8,6 +8,7 @@ from ...kernels.broadcast import STORES
 from ..broadcast import KINDS, MODES, BroadcastSettings
 from ..patch import ModelPatcher, install
 from .category import CATEGORY
+from .percents import percents
 
 __all__ = ["FoveateBroadcast"]
 
@@ -69,22 +70,12 @@ def _options() -> list[io.Input]:
             tooltip="Every n-th step computes; 1 computes always. 2 is safe, more is faster and "
             "changes the picture more.",
         ),
-        io.Float.Input(
-            "start_percent",
-            default=0.1,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Part of the steps of this sampling that is computed first. Early steps lay "
+        *percents(
+            0.1,
+            0.85,
+            at_start="Part of the steps of this sampling that is computed first. Early steps lay "
             "out the picture.",
-        ),
-        io.Float.Input(
-            "end_percent",
-            default=0.85,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Part of the steps of this sampling after which all compute. The last two "
+            at_end="Part of the steps of this sampling after which all compute. The last two "
             "always do.",
         ),
         io.Combo.Input(

@@ -11,6 +11,7 @@ from ..maps import PhraseSettings, heat
 from ..patch import ModelPatcher, find_patch, install
 from ..phrases import find_phrases
 from .category import CATEGORY
+from .percents import percents
 
 __all__ = ["FoveateAttentionMaps", "FoveateReadMaps"]
 
@@ -39,21 +40,11 @@ class FoveateReadMaps(io.ComfyNode):
                     multiline=True,
                     tooltip="Words or phrases of the prompt, one a line, written as in the prompt.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps of this sampling at which reading begins.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps of this sampling at which reading ends.",
+                *percents(
+                    0.0,
+                    1.0,
+                    at_start="Part of the steps of this sampling at which reading begins.",
+                    at_end="Part of the steps of this sampling at which reading ends.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model that is read while it samples.")],

@@ -3,7 +3,7 @@
 from .arms import ARMS, COMPUTE, CORRECT, FORECAST, LEGEND, REUSE, check_row, last_read
 from .cache import Cache, Entry
 from .forecast import forecast, recall
-from .fractions import MIN_EVALUATIONS, check_every, check_fractions, fraction_row
+from .fractions import MIN_EVALUATIONS, check_every, fraction_row
 from .stores import STORES, Kept, Packed, Store, num_bytes, store_of
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Packed",
     "Store",
     "check_every",
-    "check_fractions",
     "check_row",
     "forecast",
     "fraction_row",

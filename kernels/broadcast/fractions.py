@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .arms import COMPUTE, FORECAST, REUSE
 
-__all__ = ["MIN_EVALUATIONS", "check_every", "check_fractions", "fraction_row"]
+__all__ = ["MIN_EVALUATIONS", "check_every", "fraction_row"]
 
 MIN_EVALUATIONS = 8
 
@@ -32,9 +32,3 @@ def check_every(name: str, every: object) -> None:
     """Raise ValueError unless `every` counts steps."""
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"{name} must be an integer >= 1 (1 computes always), got {every!r}")
-
-
-def check_fractions(name: str, window: tuple[float, float]) -> None:
-    """Raise ValueError unless `window` is (start, end) in fractions of the run."""
-    if len(window) != 2 or not 0 <= window[0] < window[1] <= 1:
-        raise ValueError(f"{name} must be (start, end) with 0 <= start < end <= 1, got {window!r}")

@@ -93,15 +93,19 @@ def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
         yield Method(f"every 2nd, {arm}", "portable", FractionPlan(arm=arm))
     for store in ("native", *_STORES):
         yield Method(f"calibrated at 1/2, {store}", "stores", replace(plan, share=0.5), store)
-    for peer in peers(runs.pipe):
-        yield Method(peer.name, "peers", None, peer=peer)
+    for name, peer in peers(runs.pipe).items():
+        yield Method(name, "peers", None, peer=peer)
 
 
-def run(method: Method, runs: Runs, exact: np.ndarray, asks: list[Ask]) -> dict:
-    """Draw with one method: {psnr by picture, bind by picture, seconds, computed_share, bytes}."""
+def run(method: Method, runs: Runs, exact: np.ndarray, calls: int, asks: list[Ask]) -> dict:
+    """Draw with one method: {psnr by picture, bind by picture, seconds, computed_share, bytes}.
+
+    `exact` are the dense pictures, `calls` how often attention layers computed for them.
+    """
     start, share, peak = time.perf_counter(), 1.0, 0
     if method.peer is not None:
-        pictures, share, peak = *run_peer(method.peer, runs), None
+        pictures, computed = run_peer(method.peer, runs)
+        share, peak = computed / calls, None
     elif method.plan is None:
         pictures = replace(runs, steps=method.steps or runs.steps).pictures()
     else:
@@ -120,13 +124,11 @@ def run(method: Method, runs: Runs, exact: np.ndarray, asks: list[Ask]) -> dict:
     }
 
 
-def run_peer(peer: Peer, runs: Runs) -> tuple[np.ndarray, float]:
-    """Pictures, and the share of attention calls computed; on a copy: some leave traces behind."""
+def run_peer(peer: Peer, runs: Runs) -> tuple[np.ndarray, int]:
+    """Pictures, and how often attention layers computed; on a copy: some leave traces behind."""
     own = replace(runs, pipe=copy.deepcopy(runs.pipe))
-    with counted_calls(own.pipe.transformer) as dense:
-        own.pictures()
-    with peer.on(own.pipe), counted_calls(own.pipe.transformer) as computed:
-        return own.pictures(), len(computed) / len(dense)
+    with peer(own.pipe), counted_calls(own.pipe) as computed:
+        return own.pictures(), len(computed)
 
 
 def study(name: str, number: int, steps: int, folder: Path) -> None:
@@ -138,11 +140,12 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
     asks = asks_of(number, seed=2)
     prompts = tuple(ask.caption for ask in asks)
     runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=MODELS[name].call)
-    exact = runs.pictures()
+    with counted_calls(pipe) as computed:
+        exact = runs.pictures()
     for method in (Method("dense", "dense", None), *methods(runs, plan)):
         path = folder / f"{name}-{number}-{steps}-{slug(f'{method.group} {method.name}')}.json"
         if not path.exists():
-            found = run(method, runs, exact, asks)
+            found = run(method, runs, exact, len(computed), asks)
             path.write_text(json.dumps({"model": name, **found}))
 
 
