@@ -1,22 +1,29 @@
-"""The video model: shapes-sd with motion modules and a text encoder of its own."""
+"""The video model: shapes-sd with motion modules, a text encoder and cross-attention of its own."""
 
 import json
 
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 
 from foveate.pipelines.shapes import load_shapes
 from foveate.pipelines.shapes.load import load_motion, weights_folder
 from foveate.pipelines.shapes.quality import draw
-from foveate.pipelines.shapes.scene import parse_caption
+from foveate.pipelines.shapes.scene import MOTIONS, parse_caption
 from foveate.pipelines.shapes.training.data import (
     LatentSet,
     clip_set,
     held_out_clip_asks,
     is_held_out,
 )
-from foveate.pipelines.shapes.training.motion import CURRICULUM, ClipLoss, fresh_model
+from foveate.pipelines.shapes.training.motion import (
+    CURRICULUM,
+    ClipLoss,
+    frames_at,
+    fresh_model,
+    motion_loss,
+)
 
 CAPTION = "a red circle moving right on a teal background"
 SHIPPED = weights_folder("motion")
@@ -54,22 +61,55 @@ def test_a_clip_has_sixteen_frames_of_the_base_size(untrained):
     assert clips.shape == (1, 16, 64, 64, 3)
 
 
-def test_motion_modules_and_text_learn_and_nothing_else(base):
+@pytest.fixture
+def clips():
+    torch.manual_seed(0)
+    return LatentSet(torch.randn(3, 4, 16, 8, 8).half(), [CAPTION] * 3)
+
+
+def test_motion_modules_text_and_cross_attention_learn_and_nothing_else(base, clips):
     torch.manual_seed(0)
     model = fresh_model(base)
-    clips = LatentSet(torch.randn(3, 4, 5, 8, 8).half(), [CAPTION] * 3)
     loss_of = ClipLoss(base.tokenizer, lambda side: clips, CURRICULUM, 10)
-    generator = torch.Generator().manual_seed(0)
-    loss = loss_of(model, 0, generator)
-    loss.backward()
+    loss_of(model, 0, torch.Generator().manual_seed(0)).backward()
     learns = {name for name, weight in model.named_parameters() if weight.grad is not None}
-    assert all("motion_modules" in name or name.startswith("text_encoder") for name in learns)
-    # at first only what follows the residual that starts at zero
-    assert any("proj_out.weight" in name for name in learns)
-    assert any(name.startswith("text_encoder") for name in learns)
-    still = [name for name, _ in model.unet.named_parameters() if "motion_modules" not in name]
-    assert still
-    assert not any(f"unet.{name}" in learns for name in still)
+    parts = ("motion_modules.", ".attn2.", "text_encoder.", "at_end.")
+    assert all(any(part in name for name in learns) for part in parts)
+    assert all(any(part in name for part in parts) for name in learns)
+
+
+def test_a_few_frames_keep_their_numbers(base):
+    """Motion modules that see frames 1, 5, 9 and 13 alone: as if the others were not there."""
+    torch.manual_seed(0)
+    unet = fresh_model(base).unet
+    frames = torch.tensor([1, 5, 9, 13])
+    places = [m for m in unet.modules() if hasattr(m, "pe")]
+    before = [place.pe for place in places]
+    with frames_at(unet, frames):
+        for place, pe in zip(places, before, strict=True):
+            x = torch.randn(2, 4, pe.shape[-1])
+            assert torch.equal(place(x), x + pe[:, frames])
+    assert places
+    assert all(place.pe is pe for place, pe in zip(places, before, strict=True))
+
+
+def test_the_last_stage_sees_whole_clips(base, clips):
+    loss_of = ClipLoss(base.tokenizer, lambda side: clips, CURRICULUM, 100)
+    generator = torch.Generator().manual_seed(0)
+    few = [loss_of.frames(16, 3, generator).tolist() for _ in range(20)]
+    assert all(frames == list(range(frames[0], 16, 4)) for frames in few)
+    assert {frames[0] for frames in few} == {0, 1, 2, 3}
+    assert loss_of.frames(16, 99, generator).tolist() == list(range(16))
+
+
+def test_the_probe_asks_every_token_from_the_end_on():
+    captions = [CAPTION, "", "a red circle on a teal background"]
+    is_end = torch.tensor([[False, True, True], [True, True, True], [False, False, True]])
+    wanted = torch.tensor([list(MOTIONS).index("right"), 4, 4])
+    logits = torch.full((3, 3, 5), -20.0)
+    logits[is_end] = 20.0 * F.one_hot(wanted, 5).float()[:, None].expand(3, 3, 5)[is_end]
+    assert motion_loss(logits, is_end, captions) < 1e-6
+    assert motion_loss(logits.roll(1, -1), is_end, captions) > 10
 
 
 def test_clip_latents_are_those_of_the_frames_and_made_once(base, tmp_path):

@@ -121,15 +121,14 @@ def on_base(
 
 
 def load_motion(folder: Path, dtype: torch.dtype = torch.float32) -> AnimateDiffPipeline:
-    """`shapes-sd` with the motion modules and the text encoder of a folder."""
-    base = load_shapes("sd", dtype)
-    text_encoder, adapter = (
-        part.from_pretrained(folder / name, dtype=dtype, local_files_only=True)
-        for part, name in ((CLIPTextModel, "text_encoder"), (MotionAdapter, "motion_adapter"))
+    """`shapes-sd` with the motion modules, text encoder and cross-attention of a folder."""
+    base = on_base(load_shapes("sd", dtype), folder, dtype)
+    adapter = MotionAdapter.from_pretrained(
+        folder / "motion_adapter", dtype=dtype, local_files_only=True
     )
     return AnimateDiffPipeline(
         vae=base.vae,
-        text_encoder=text_encoder,
+        text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,
         unet=base.unet,
         motion_adapter=adapter,

@@ -66,7 +66,9 @@ METHODS: dict[str, Method | None] = {
 }
 # methods of layers that a model may lack, or of batches of one prompt
 _ONLY_CROSS = tuple(name for name in METHODS if name.startswith("StructuredText"))
-ONE_BY_ONE = tuple(name for name in METHODS if name.startswith("AttentionCouple"))
+ONE_BY_ONE = tuple(
+    name for name in METHODS if name.startswith(("AttentionCouple", "StructuredText"))
+)
 # modulations that need no prompt act on the whole batch, so one list serves all
 SHARED: dict[str, Sequence[Modulation]] = {
     f"SelfTemperature {factor:g}, first 20 % of steps": [

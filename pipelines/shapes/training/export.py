@@ -27,8 +27,8 @@ def export(name: str, run: Path) -> Path:
     folder = weights_folder(name)
     if name in VIDEO_MODELS:
         pipe = load_motion(run / "pipeline", torch.float16)
-        pipe.text_encoder.save_pretrained(folder / "text_encoder")
         pipe.motion_adapter.save_pretrained(folder / "motion_adapter")
+        _save_own(pipe, load_shapes("sd", torch.float16), folder)
     else:
         pipe = DiffusionPipeline.from_pretrained(run / "pipeline", local_files_only=True)
         pipe.to(torch.float16)
@@ -45,8 +45,8 @@ def export(name: str, run: Path) -> Path:
 def _save_own(pipe: DiffusionPipeline, base: DiffusionPipeline, folder: Path) -> None:
     """The text encoder, and the tensors of the UNet that differ from those of the base."""
     pipe.text_encoder.save_pretrained(folder / "text_encoder")
-    shared = base.unet.state_dict()
-    own = {k: v for k, v in pipe.unet.state_dict().items() if not torch.equal(v, shared[k])}
+    tensors, shared = pipe.unet.state_dict(), base.unet.state_dict()
+    own = {name: tensors[name] for name in shared if not torch.equal(tensors[name], shared[name])}
     save_file(own, folder / DIFFERENCE)
 
 
