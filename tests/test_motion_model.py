@@ -18,6 +18,7 @@ from foveate.pipelines.shapes.training.data import (
     is_held_out,
 )
 from foveate.pipelines.shapes.training.motion import (
+    CLIPS,
     CURRICULUM,
     ClipLoss,
     frames_at,
@@ -70,7 +71,7 @@ def clips():
 def test_motion_modules_text_and_cross_attention_learn_and_nothing_else(base, clips):
     torch.manual_seed(0)
     model = fresh_model(base)
-    loss_of = ClipLoss(base.tokenizer, lambda side: clips, CURRICULUM, 10)
+    loss_of = ClipLoss(base.tokenizer, dict.fromkeys(CLIPS, clips), CURRICULUM, 10)
     loss_of(model, 0, torch.Generator().manual_seed(0)).backward()
     learns = {name for name, weight in model.named_parameters() if weight.grad is not None}
     parts = ("motion_modules.", ".attn2.", "text_encoder.", "at_end.")
@@ -94,7 +95,7 @@ def test_a_few_frames_keep_their_numbers(base):
 
 
 def test_the_last_stage_sees_whole_clips(base, clips):
-    loss_of = ClipLoss(base.tokenizer, lambda side: clips, CURRICULUM, 100)
+    loss_of = ClipLoss(base.tokenizer, dict.fromkeys(CLIPS, clips), CURRICULUM, 100)
     generator = torch.Generator().manual_seed(0)
     few = [loss_of.frames(16, 3, generator).tolist() for _ in range(20)]
     assert all(frames == list(range(frames[0], 16, 4)) for frames in few)

@@ -61,15 +61,22 @@ def bag_of_words(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/sd-bow"))
+    parser.add_argument("--more", type=int, help="steps to go on from the shipped weights")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(CONFIG.seed)
-    pipe = load_shapes("sd")
+    if arguments.more is None:
+        pipe, config = load_shapes("sd"), CONFIG
+        encoder = bag_of_words(pipe.text_encoder, pipe.tokenizer, CONFIG.seed)
+    else:
+        # another seed: other batches than the first run's
+        pipe, config = load_shapes("sd-bow"), replace(CONFIG, steps=arguments.more, seed=1)
+        encoder = pipe.text_encoder
+        encoder.embeddings.position_embedding.weight.requires_grad_(False)
     for name, parameter in pipe.unet.named_parameters():
         parameter.requires_grad_(TRAINED in name)
-    bag = Bag(bag_of_words(pipe.text_encoder, pipe.tokenizer, CONFIG.seed))
-    fit(pipe, bag, arguments.out, CONFIG, MORE)
+    fit(pipe, Bag(encoder), arguments.out, config, MORE)
 
 
 if __name__ == "__main__":

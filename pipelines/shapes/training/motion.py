@@ -9,8 +9,7 @@ once, which shows only over many clips: most steps see a few frames of four time
 from __future__ import annotations
 
 import argparse
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +95,7 @@ class ClipLoss:
     def __init__(
         self,
         tokenizer: CLIPTokenizer,
-        sets: Callable[[int], LatentSet],
+        sets: dict[int, LatentSet],
         curriculum: Curriculum,
         steps: int,
     ):
@@ -108,7 +107,7 @@ class ClipLoss:
         self, model: MotionDenoiser, step: int, generator: torch.Generator
     ) -> torch.Tensor:
         side, size = self.curriculum.at(step / self.steps, generator)
-        x, captions = self.sets(side).batch(size, generator)  # [B, 4, F, h, w]
+        x, captions = self.sets[side].batch(size, generator)  # [B, 4, F, h, w]
         frames = self.frames(x.shape[2], step, generator)
         x = x[:, :, frames]
         dropped = torch.rand(size, generator=generator) < UNCONDITIONAL
@@ -168,14 +167,13 @@ def main() -> None:
     config = replace(CONFIG, steps=arguments.steps)
     pipe = load_shapes("sd")
 
-    @functools.cache
-    def clips(side: int) -> LatentSet:
-        return clip_set(pipe.vae, side, CLIPS[side], 1, arguments.out.parent / "latents")
+    cache = arguments.out.parent / "latents"
+    sets = {side: clip_set(pipe.vae, side, number, 1, cache) for side, number in CLIPS.items()}
 
     def save(average: MotionDenoiser, step: int) -> None:
         average.save(arguments.out / "pipeline")
 
-    loss_of = ClipLoss(pipe.tokenizer, clips, CURRICULUM, config.steps)
+    loss_of = ClipLoss(pipe.tokenizer, sets, CURRICULUM, config.steps)
     train(fresh_model(pipe).train(), loss_of, arguments.out, config, save)
 
 
