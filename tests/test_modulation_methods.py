@@ -1,10 +1,10 @@
 """Each method plans what its formula says; span maps are the attention's own mass."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import foveate
 from foveate.attn_processors.modulation import SceneTokens, Site
@@ -172,16 +172,24 @@ def focused(kind, focus):
     return calls[3], mass
 
 
+def gaussian(side, sigma):
+    """Weights [to, from] that sum to 1 over the pixels there are."""
+    weights = [
+        [math.exp(-((i - j) ** 2) / (2 * sigma**2)) for j in range(side)] for i in range(side)
+    ]
+    weights = torch.tensor(weights, dtype=torch.float64)
+    return weights / weights.sum(1, keepdim=True)
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
-@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("smooth", [0.0, 0.15])
 def test_object_focus_keeps_the_phrase_of_most_mass(kind, smooth):
     focus = foveate.ObjectFocus(SCENE, smooth=smooth)
     call, mass = focused(kind, focus)
     if smooth:
-        planes = F.pad(mass.unflatten(2, (ROWS, COLUMNS)), (1, 1, 1, 1), mode="replicate")
-        row = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64) / 4
-        patches = planes.unfold(2, 3, 1).unfold(3, 3, 1)
-        mass = torch.einsum("bghwyx,y,x->bghw", patches, row, row).flatten(2)
+        rows, columns = (gaussian(side, smooth * max(ROWS, COLUMNS)) for side in (ROWS, COLUMNS))
+        planes = mass.unflatten(2, (ROWS, COLUMNS))
+        mass = torch.einsum("bghw,yh,xw->bgyx", planes, rows, columns).flatten(2)
     winner = mass.argmax(1)
     assert 0 < winner.double().mean() < 1
     got = call.bias(focus)
@@ -197,13 +205,20 @@ def test_object_focus_keeps_the_phrase_of_most_mass(kind, smooth):
 
 
 def test_object_focus_leaves_undecided_pixels_to_no_phrase():
-    focus = foveate.ObjectFocus(SCENE, least=0.6, smooth=False)
+    focus = foveate.ObjectFocus(SCENE, least=0.6, smooth=0)
     call, mass = focused("cross", focus)
     undecided = (mass / mass.sum(1, keepdim=True)).amax(1) < 0.6
     assert undecided.any()
     assert not undecided.all()
     hidden = call.bias(focus)[..., [1, 2, 4, 5]].isinf()
     assert torch.equal(hidden.all(-1), undecided)
+
+
+@pytest.mark.parametrize("option", ["smooth", "least"])
+@pytest.mark.parametrize("value", [-0.1, 1.0])
+def test_object_focus_refuses_shares_outside_of_0_to_1(option, value):
+    with pytest.raises(ValueError, match=rf"{option} must lie in \[0, 1\), got {value}"):
+        foveate.ObjectFocus(SCENE, **{option: value})
 
 
 def test_object_focus_forgets_from_run_to_run():

@@ -26,21 +26,23 @@ class ObjectFocus(Modulation):
 
     The first step of its window only looks.
 
-    smooth: average the masses over 3 x 3 pixels first, with weights 1, 2, 1.
+    smooth: standard deviation of the Gaussian that the masses are averaged with, as a share of the
+        longer side; 0 takes them as they are. The smoother, the fewer objects come in pieces.
     least: share of the phrases' masses that the winner must have; a pixel where none has it sees no
         phrase at all. 0 always gives one.
     """
 
     edits = frozenset({"text bias"})
 
-    def __init__(self, scene: Scene, *, smooth: bool = True, least: float = 0.0) -> None:
+    def __init__(self, scene: Scene, *, smooth: float = 0.15, least: float = 0.0) -> None:
         super().__init__(scene)
         if len(scene.phrases) < 2:
             raise ValueError(
                 f"ObjectFocus chooses between phrases, and {scene!r} has one; mark two or more"
             )
-        if not 0 <= least < 1:
-            raise ValueError(f"least must lie in [0, 1), got {least!r}")
+        for name, value in (("smooth", smooth), ("least", least)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
         self.smooth = smooth
         self.least = least
 
@@ -67,7 +69,7 @@ class ObjectFocus(Modulation):
     def _winners(self, mass: torch.Tensor) -> torch.Tensor:
         """The phrase of every pixel, [b, h, w], from its masses [b, G, h, w]; G for none."""
         if self.smooth:
-            mass = _smoothed(mass)
+            mass = _smoothed(mass, self.smooth * max(mass.shape[-2:]))
         share = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
         top, winner = share.max(1)
         return winner.masked_fill(top < self.least, mass.shape[1])
@@ -80,9 +82,13 @@ def _masses(site: Site, marked: torch.Tensor) -> torch.Tensor:
     return planes / planes.mean((2, 3), keepdim=True).clamp_min(torch.finfo(planes.dtype).tiny)
 
 
-def _smoothed(planes: torch.Tensor) -> torch.Tensor:
-    """Binomial 3 x 3 average of [b, G, h, w]; borders repeat."""
-    weight = torch.tensor([1.0, 2.0, 1.0]).to(planes)
-    kernel = (weight[:, None] * weight)[None, None] / 16
-    frames = F.pad(planes.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(frames, kernel).view_as(planes)
+def _smoothed(planes: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian average of [..., h, w]; at the borders the weights inside share the whole."""
+    rows, columns = (_weights(side, sigma).to(planes) for side in planes.shape[-2:])
+    return rows @ planes @ columns.T
+
+
+def _weights(side: int, sigma: float) -> torch.Tensor:
+    """[side, side] weights of a Gaussian; rows sum to 1."""
+    x = torch.arange(side, dtype=torch.float64)
+    return (-0.5 * ((x[:, None] - x) / sigma).square()).softmax(-1)
