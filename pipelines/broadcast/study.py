@@ -24,10 +24,12 @@ import torch
 from ...attn_processors.broadcast import FractionPlan, PabPlan, Plan, broadcast
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.schedule import read_schedule
-from ..shapes.load import MODELS, load_shapes
-from ..shapes.quality import score_all
+from ..shapes.clip_metrics import score_clip
+from ..shapes.load import MODELS, VIDEO_MODELS, load_shapes
+from ..shapes.metrics import score
 from ..shapes.scene import Ask, sample_scene
 from ..shapes.study.methods import slug
+from ..shapes.training.data import held_out_clip_asks
 from .calibrate import calibrate
 from .peers import Peer, counted_calls, peers
 from .plots import plot_curves, plot_rows
@@ -36,8 +38,9 @@ from .tables import write_page
 
 __all__ = ["main"]
 
-# ranges of spatial and cross layers
-_PAB = ((2, 2), (3, 5), (5, 9))
+_ALL_MODELS = MODELS | VIDEO_MODELS
+# ranges of spatial, temporal and cross layers
+_PAB = ((2, 2, 2), (3, 4, 5), (5, 7, 9))
 _STORES = ("bf16", "int8", "fp8")
 
 
@@ -53,7 +56,10 @@ class Method:
     peer: Peer | None = None
 
 
-def asks_of(number: int, seed: int) -> list[Ask]:
+def asks_of(name: str, number: int, seed: int) -> list[Ask]:
+    """What the pictures or clips of a model show."""
+    if name in VIDEO_MODELS:
+        return held_out_clip_asks(number, seed)
     rng = np.random.default_rng(seed)
     return [sample_scene(rng).ask for _ in range(number)]
 
@@ -64,8 +70,8 @@ def plan_of(name: str, steps: int, folder: Path) -> CalibratedPlan:
     if path.exists():
         return CalibratedPlan.load(path)
     pipe = load_shapes(name)
-    prompts = [ask.caption for ask in asks_of(4, seed=1)]
-    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=MODELS[name].call, seed=100)
+    prompts = [ask.caption for ask in asks_of(name, 4, seed=1)]
+    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=_ALL_MODELS[name].call, seed=100)
     plan.save(path)
     return plan
 
@@ -74,10 +80,10 @@ def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
     """What is compared; groups have equal computed calls."""
     schedule = read_schedule(runs.pipe.scheduler)
     layers = plan.curves.layers
-    has_cross = "cross" in layers.values()
-    for spatial, cross in _PAB:
-        label = f"({spatial}, {cross})" if has_cross else f"({spatial})"
-        pab = PabPlan(spatial=spatial, cross=cross)
+    for ranges in _PAB:
+        of_kind = dict(zip(("spatial", "temporal", "cross"), ranges, strict=True))
+        label = f"({', '.join(str(of_kind[k]) for k in of_kind if k in layers.values())})"
+        pab = PabPlan(**of_kind)
         rows = "".join(pab.table(schedule, layers).values())
         share = rows.count("#") / len(rows)
         group = f"PAB {label}"
@@ -120,8 +126,13 @@ def run(method: Method, runs: Runs, exact: np.ndarray, calls: int, asks: list[As
         "computed_share": round(share, 4),
         "bytes": peak,
         "psnr": [round(float(value), 3) for value in psnr(pictures, exact)],
-        "bind": [bool(s.bind) for s in score_all(pictures, asks)],
+        "bind": [_binds(*pair) for pair in zip(pictures, asks, strict=True)],
     }
+
+
+def _binds(picture: np.ndarray, ask: Ask) -> bool:
+    """Of a picture, or of a clip, which has an axis more."""
+    return bool((score_clip if picture.ndim == 4 else score)(picture, ask).bind)
 
 
 def run_peer(peer: Peer, runs: Runs) -> tuple[np.ndarray, int]:
@@ -137,9 +148,9 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
     plot_curves(plan, folder / f"{name}-curves.png")
     plot_rows(plan, folder / f"{name}-plan.png")
     pipe = load_shapes(name)
-    asks = asks_of(number, seed=2)
+    asks = asks_of(name, number, seed=2)
     prompts = tuple(ask.caption for ask in asks)
-    runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=MODELS[name].call)
+    runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=_ALL_MODELS[name].call)
     with counted_calls(pipe) as computed:
         exact = runs.pictures()
     for method in (Method("dense", "dense", None), *methods(runs, plan)):
@@ -151,7 +162,7 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(MODELS))
+    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(_ALL_MODELS))
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--out", type=Path, default=Path("docs/broadcast"))
