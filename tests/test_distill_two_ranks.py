@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from foveate.pipelines.distill import distill
 from foveate.pipelines.distill.log import read_log
 from tiny_pipelines import Tiny
-from two_ranks import options
+from two_ranks import SHARDED, options
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 
@@ -21,14 +21,17 @@ def losses(out):
     return [[row.get(name, 0.0) for name in names] for row in read_log(out / "log.jsonl")]
 
 
+def train_by_two(out, data, *arguments):
+    command = [sys.executable, str(SCRIPT), str(out), str(data), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert sorted(path.name for path in out.glob("rank-*")) == ["rank-0", "rank-1"]
+
+
 def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path):
     two, data = tmp_path / "two", tmp_path / "data"
-    command = [sys.executable, str(SCRIPT), str(two), str(data)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert sorted(path.name for path in two.glob("rank-*")) == ["rank-0", "rank-1"]
+    train_by_two(two, data)
     drawn = {path: path.stat().st_mtime_ns for path in data.glob("*/pictures-*")}
     assert len(drawn) == 4
 
@@ -42,3 +45,16 @@ def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path):
             ours, theirs = (load_file(out / f"{stage}.safetensors") for out in (two, one))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+
+
+def test_sharded_parameters_train_like_whole_ones(tmp_path):
+    """FSDP: the student's parameters, gradients and optimiser are spread over two processes."""
+    two, one, data = (tmp_path / name for name in ("two", "one", "data"))
+    train_by_two(two, data, "sharded")
+    distill(Tiny("flux").pipe, options(one, data, batch=2, **SHARDED))
+    ours, theirs = load_file(two / "first.safetensors"), load_file(one / "whole.safetensors")
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    resumed = load_file(two / "resumed.safetensors")
+    assert resumed.keys() == ours.keys()
+    assert all(torch.equal(resumed[name], ours[name]) for name in ours)
+    assert (two / "student" / "student.safetensors").exists()

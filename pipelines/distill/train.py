@@ -31,7 +31,7 @@ from .log import Log, plot_losses, read_log
 from .noising import Noising
 from .prompts import read_prompts, scene_prompts
 from .sheet import draw_row, sheet
-from .stage import make_accelerator, run_stage, stages_of
+from .stage import Stage, make_accelerator, run_stage, stages_of
 from .store import StudentCard, load_weights, save_student, versions
 from .student import fresh_weights, student_processor
 
@@ -77,6 +77,9 @@ def distill(
             show = _Show(pipe, handle, config, call)
             _run_stages(distiller, config, pictures, show)
     folder = out / "student"
+    # a copy of its own: FSDP leaves shards in the one that was trained
+    weights = _start(model, config)
+    weights.load_state_dict(load_file(_result(out, stages_of(config)[-1])))
     if PartialState().is_main_process:
         dtype = getattr(torch, config.save_dtype)
         save_student(folder, _card(model, config, weights, shared, pictures, call), weights, dtype)
@@ -87,9 +90,13 @@ def distill(
 def _run_stages(distiller: Distiller, config: DistillConfig, pictures: Path, show: _Show) -> None:
     """Every stage that is not done; what it leaves is kept as STAGE.safetensors."""
     out, state = Path(config.out), PartialState()
-    log = Log(out / "log.jsonl")
+    log, previous = Log(out / "log.jsonl"), None
     for stage in stages_of(config):
-        path = out / f"{stage.name}.safetensors"
+        path = _result(out, stage)
+        if previous is not None:
+            # from the file always, so that a resumed run has the same
+            distiller.student.load_state_dict(load_file(previous))
+        previous = path
         if not path.exists():
             trained = run_stage(distiller, stage, pictures, config, log, show)
             if state.is_main_process:
@@ -97,10 +104,12 @@ def _run_stages(distiller: Distiller, config: DistillConfig, pictures: Path, sho
                 save_file(trained, out / "unfinished")
                 (out / "unfinished").rename(path)
             state.wait_for_everyone()
-        # from the file always, so that a resumed run has the same
-        distiller.student.load_state_dict(load_file(path))
         if state.is_main_process and find_spec("matplotlib") is not None:
             plot_losses(read_log(log.path), out / "loss.png")
+
+
+def _result(out: Path, stage: Stage) -> Path:
+    return out / f"{stage.name}.safetensors"
 
 
 class _Show:
