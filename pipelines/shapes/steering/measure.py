@@ -20,7 +20,7 @@ from ..metrics import score
 from ..quality import draw
 from ..reader import Reading, trace
 from .methods import METHODS, SHARED
-from .prompts import Box, Prompt
+from .prompts import Box, Prompt, bounds
 
 __all__ = ["BATCH", "COLUMNS", "draw_batch", "row_of"]
 
@@ -67,7 +67,7 @@ def row_of(picture: np.ndarray, prompt: Prompt) -> dict[str, float | None]:
             continue
         thing, region = found[0]
         placed.append(float(box[0] < thing.x < box[2] and box[1] < thing.y < box[3]))
-        ious.append(_iou(_bounds(region), box))
+        ious.append(_iou(bounds(region), box))
     return {
         "bind": got.bind,
         "swap": _is_swapped(seen.reading, prompt),
@@ -83,17 +83,6 @@ def _is_swapped(reading: Reading, prompt: Prompt) -> int:
     found = Counter((thing.colour, thing.shape) for thing in reading.objects)
     missing = Counter([(colour2, shape), (colour, shape2)]) - found
     return int(reading.unreadable is None and not missing)
-
-
-def _bounds(region: np.ndarray) -> Box:
-    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
-    height, width = region.shape
-    return (
-        columns[0] / width,
-        rows[0] / height,
-        (columns[-1] + 1) / width,
-        (rows[-1] + 1) / height,
-    )
 
 
 def _iou(one: Box, two: Box) -> float:

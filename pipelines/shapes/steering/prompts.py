@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ....attn_processors.modulation import Scene
-from ..scene import Ask, SceneObject, sample_scene
+from ..render import coverage
+from ..scene import Ask, sample_scene
 from ..training.data import is_held_out
 
-__all__ = ["Prompt", "prompts"]
+__all__ = ["Box", "Prompt", "bounds", "prompts"]
+
+SIDE = 256  # pixels of the drawing that boxes are taken from
 
 Box = tuple[float, float, float, float]
 
@@ -42,29 +45,32 @@ class Prompt:
 
 
 def prompts(number: int, seed: int) -> list[Prompt]:
-    """`number` of them, with shapes that differ, from scenes whose objects do not touch."""
+    """`number` of them, with shapes that differ; boxes are those of a scene drawn for each."""
     rng = np.random.default_rng(seed)
     found: list[Prompt] = []
     while len(found) < number:
         scene = sample_scene(rng, 2)
         ask = replace(scene.ask, relation=None)
         if is_held_out(ask) and ask.objects[0][1] != ask.objects[1][1]:
-            found.append(Prompt(ask, tuple(_box(thing) for thing in scene.objects)))
-    return _disjoint(found)
+            boxes = (bounds(coverage(thing, SIDE, SIDE) > 0.5) for thing in scene.objects)
+            found.append(Prompt(ask, _apart(*boxes)))
+    return found
 
 
-def _box(thing: SceneObject) -> Box:
-    low = (thing.x - thing.radius, thing.y - thing.radius)
-    high = (thing.x + thing.radius, thing.y + thing.radius)
-    return (*(max(0.0, v) for v in low), *(min(1.0, v) for v in high))
-
-
-def _disjoint(found: list[Prompt]) -> list[Prompt]:
-    """Discs that do not touch may have boxes that do: such a pair is cut at the middle."""
-    return [replace(one, boxes=_apart(*one.boxes)) for one in found]
+def bounds(region: np.ndarray) -> Box:
+    """The box around a mask [height, width]."""
+    rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
+    height, width = region.shape
+    return (
+        float(columns[0] / width),
+        float(rows[0] / height),
+        float((columns[-1] + 1) / width),
+        float((rows[-1] + 1) / height),
+    )
 
 
 def _apart(one: Box, two: Box) -> tuple[Box, Box]:
+    """Objects that do not touch may have boxes that do: such a pair is cut at the middle."""
     gaps = [max(one[i], two[i]) - min(one[i + 2], two[i + 2]) for i in (0, 1)]
     if max(gaps) >= 0:
         return one, two

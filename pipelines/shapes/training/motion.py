@@ -3,7 +3,7 @@
 Motion modules see no text: what "moving right" says reaches them through the cross-attention before
 them, so it and the text encoder learn along; the rest of the UNet stays that of shapes-sd. A linear
 probe makes the encoder say the motion. A pixel's colour then depends on word, place and time at
-once, which shows only over many clips: most steps see a few frames of four times as many.
+once, which shows only over many clips: half the steps see a few frames of four times as many.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,17 +35,28 @@ from .unet import PROBES, UNCONDITIONAL
 
 __all__ = ["build_adapter", "main"]
 
-CONFIG = TrainingConfig(steps=3_600, learning_rate=1e-3, ema=0.995, warmup=60, save_every=100)
+CONFIG = TrainingConfig(steps=4_000, learning_rate=1e-3, ema=0.995, warmup=60, save_every=100)
 CLIPS = {32: 3_000, 64: 2_000}  # kept per size
-FEW = 4  # frames of a clip, until the last stage
-WHOLE = 0.65  # share of the training after which clips are whole
-CURRICULUM = Curriculum(
-    stages=(
-        (0.3, {32: (16, 1.0)}),
-        (WHOLE, {32: (16, 0.4), 64: (4, 0.6)}),
-        (1.0, {32: (4, 0.3), 64: (1, 0.7)}),
-    )
+FEW = 4  # frames of a clip in the lesson of the word
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """Sizes over the training, and the share of it (from, to) that sees a few frames a clip."""
+
+    sizes: Curriculum
+    word: tuple[float, float]
+
+
+CLIPS_MIX = {32: (4, 0.9), 64: (1, 0.1)}  # what motion modules are for
+WORD_MIX = {32: (16, 0.3), 64: (4, 0.7)}
+LAST_MIX = {32: (4, 0.3), 64: (1, 0.7)}
+FRESH = Lessons(
+    Curriculum(((0.3, CLIPS_MIX), (0.45, {32: (16, 1.0)}), (0.75, WORD_MIX), (1.0, LAST_MIX))),
+    word=(0.3, 0.75),
 )
+# for `--start`, which knows the word at 32 pixels
+MORE = Lessons(Curriculum(((0.5, WORD_MIX), (1.0, LAST_MIX))), word=(0.0, 0.5))
 # noisier than the pictures' own: where things are and go is decided there, and sixteen frames of
 # one motion tell it at a sixteenth of the signal
 LOG_SNR = (-5.0, 2.5)
@@ -96,17 +107,17 @@ class ClipLoss:
         self,
         tokenizer: CLIPTokenizer,
         sets: dict[int, LatentSet],
-        curriculum: Curriculum,
+        lessons: Lessons,
         steps: int,
     ):
         self.tokenizer, self.sets = tokenizer, sets
-        self.curriculum, self.steps = curriculum, steps
+        self.lessons, self.steps = lessons, steps
         self.noising = Noising(LOG_SNR, UNIFORM)
 
     def __call__(
         self, model: MotionDenoiser, step: int, generator: torch.Generator
     ) -> torch.Tensor:
-        side, size = self.curriculum.at(step / self.steps, generator)
+        side, size = self.lessons.sizes.at(step / self.steps, generator)
         x, captions = self.sets[side].batch(size, generator)  # [B, 4, F, h, w]
         frames = self.frames(x.shape[2], step, generator)
         x = x[:, :, frames]
@@ -122,8 +133,9 @@ class ClipLoss:
         return (v - velocity).square().mean() + PROBES * told
 
     def frames(self, number: int, step: int, generator: torch.Generator) -> torch.Tensor:
-        """All of them in the last stage, before it FEW at equal distances."""
-        if step >= WHOLE * self.steps:
+        """All of them, or FEW at equal distances where the lessons say so."""
+        begin, end = self.lessons.word
+        if not begin <= step / self.steps < end:
             return torch.arange(number)
         stride = number // FEW
         return torch.arange(FEW) * stride + torch.randint(stride, (), generator=generator)
@@ -160,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/motion"))
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--start", type=Path, help="run whose average is gone on from")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -173,8 +186,13 @@ def main() -> None:
     def save(average: MotionDenoiser, step: int) -> None:
         average.save(arguments.out / "pipeline")
 
-    loss_of = ClipLoss(pipe.tokenizer, sets, CURRICULUM, config.steps)
-    train(fresh_model(pipe).train(), loss_of, arguments.out, config, save)
+    model, lessons = fresh_model(pipe).train(), FRESH
+    if arguments.start is not None:
+        lessons = MORE
+        state = torch.load(arguments.start / "state.pt", weights_only=True)
+        model.load_state_dict(state["average"])
+    loss_of = ClipLoss(pipe.tokenizer, sets, lessons, config.steps)
+    train(model, loss_of, arguments.out, config, save)
 
 
 if __name__ == "__main__":
