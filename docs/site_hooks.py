@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from importlib import import_module
 from pathlib import Path
-from posixpath import normpath
+from posixpath import dirname, normpath, relpath
 from typing import TYPE_CHECKING
 
 import foveate
@@ -63,7 +63,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The text of a page of docs/ with the links of the site."""
-    return markdown if page.file.generated_by else relink(markdown, "docs")
+    if page.file.generated_by:
+        return markdown
+    return relink(markdown, normpath(f"docs/{dirname(page.file.src_uri)}"))
 
 
 def navigation(index: str) -> list:
@@ -80,6 +82,7 @@ def navigation(index: str) -> list:
 
 def relink(markdown: str, folder: str) -> str:
     """The text of a page in a folder of the repository, with links as they are on the site."""
+    here = folder.removeprefix("docs").lstrip("/") or "."  # the folder of the page on the site
 
     def moved(found: re.Match) -> str:
         mark, text, target, anchor = found.groups(default="")
@@ -89,7 +92,7 @@ def relink(markdown: str, folder: str) -> str:
             page = path.removeprefix("docs/")
         if page is None and mark:
             page = path
-        return text if page is None else f"{mark}[{text}]({page}{anchor})"
+        return text if page is None else f"{mark}[{text}]({relpath(page, here)}{anchor})"
 
     return _LINK.sub(moved, markdown)
 

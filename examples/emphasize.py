@@ -1,4 +1,4 @@
-"""Words that weigh more or less, and weights that follow the schedule.
+"""Words that weigh more or less than the model gives them.
 
 python examples/emphasize.py --out emphasize.png
 """
@@ -13,28 +13,31 @@ from foveate.pipelines.shapes.load import MODELS
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="emphasize.png")
-parser.add_argument("--steps", type=int, default=25)
+parser.add_argument("--steps", type=int, default=20)
 options = parser.parse_args()
 
 pipe = foveate.load_shapes("flux")
-scene = foveate.Scene("a [red circle]{a} and a [blue star]{b} on a pink background")
-methods = {
-    "as it comes": foveate.Emphasize(scene, {"a": 1.0}),  # 1 changes nothing
-    "circle at a quarter": foveate.Emphasize(scene, {"a": 0.25}),
-    "circle fourfold": foveate.Emphasize(scene, {"a": 4.0}),
-    "circle first, red later": foveate.PhaseWeights(scene, noun=(2, 1, 1), attribute=(1, 2, 1)),
-}
-sheet = Image.new("RGB", (len(methods) * 192, 192))
-for column, (name, modulation) in enumerate(methods.items()):
-    with foveate.modulate(pipe, [modulation]):
-        picture = pipe(
-            scene.prompt,
-            height=64,
-            width=64,
-            num_inference_steps=options.steps,
-            generator=torch.Generator().manual_seed(1),
-            **MODELS["flux"].call,
-        ).images[0]
-    sheet.paste(picture.resize((192, 192), Image.Resampling.NEAREST), (column * 192, 0))
-    print(name)
+scene = foveate.Scene("a [red circle]{circle} and a blue star on a pink background")
+STRENGTHS = (0.1, 0.5, 1.0, 2.0, 4.0)  # 1 changes nothing
+SEEDS = range(4)
+
+
+def draw(seed):
+    picture = pipe(
+        scene.prompt,
+        height=64,
+        width=64,
+        num_inference_steps=options.steps,
+        generator=torch.Generator().manual_seed(seed),
+        **MODELS["flux"].call,
+    ).images[0]
+    return picture.resize((128, 128), Image.Resampling.NEAREST)
+
+
+sheet = Image.new("RGB", (len(STRENGTHS) * 128, len(SEEDS) * 128))
+for column, strength in enumerate(STRENGTHS):
+    with foveate.modulate(pipe, [foveate.Emphasize(scene, {"circle": strength})]):
+        for row, seed in enumerate(SEEDS):
+            sheet.paste(draw(seed), (column * 128, row * 128))
 sheet.save(options.out)
+print(f"the circle's weight times {', '.join(map(str, STRENGTHS))}: {options.out}")

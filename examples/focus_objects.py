@@ -13,34 +13,34 @@ from foveate.pipelines.shapes.load import MODELS
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="focus_objects.png")
-parser.add_argument("--steps", type=int, default=25)
+parser.add_argument("--steps", type=int, default=20)
 options = parser.parse_args()
 
-pipe = foveate.load_shapes("flux")
-# two pictures that come with an object too many
-SCENES = {
-    909: foveate.Scene("a [purple square]{a} and a [blue triangle]{b} on a brown background"),
-    916: foveate.Scene("a [orange circle]{a} and a [green star]{b} on a pink background"),
-}
+# its text encoder knows the words of a prompt and not their order: which colour is whose?
+pipe = foveate.load_shapes("sd-bow")
+SCENES = [
+    foveate.Scene("a [red circle]{a} and a [blue square]{b} on a teal background"),
+    foveate.Scene("a [orange triangle]{a} and a [green star]{b} on a pink background"),
+]
+SEEDS = range(4)
 
 
 def draw(scene, seed):
     picture = pipe(
         scene.prompt,
-        height=64,
-        width=64,
         num_inference_steps=options.steps,
         generator=torch.Generator().manual_seed(seed),
-        **MODELS["flux"].call,
+        **MODELS["sd-bow"].call,
     ).images[0]
-    return picture.resize((192, 192), Image.Resampling.NEAREST)
+    return picture.resize((128, 128), Image.Resampling.NEAREST)
 
 
-sheet = Image.new("RGB", (2 * 192, len(SCENES) * 192))
-for row, (seed, scene) in enumerate(SCENES.items()):
-    sheet.paste(draw(scene, seed), (0, row * 192))
-    with foveate.modulate(pipe, [foveate.ObjectFocus(scene)]) as run:
-        sheet.paste(draw(scene, seed), (192, row * 192))
+sheet = Image.new("RGB", (len(SEEDS) * 128, 2 * len(SCENES) * 128))
+for i, scene in enumerate(SCENES):
+    for column, seed in enumerate(SEEDS):
+        sheet.paste(draw(scene, seed), (column * 128, 2 * i * 128))
+        with foveate.modulate(pipe, [foveate.ObjectFocus(scene)]) as run:
+            sheet.paste(draw(scene, seed), (column * 128, (2 * i + 1) * 128))
 print(run.explain())
 sheet.save(options.out)
-print(f"as it comes, and focused: {options.out}")
+print(f"rows: as it comes, focused, for each of two prompts: {options.out}")

@@ -1,4 +1,4 @@
-"""Which pixels are which phrase: masks from cross- and self-attention,.
+"""Which pixels are which phrase: masks from cross- and self-attention together.
 
 python examples/mask_phrases.py --out mask_phrases.png
 """

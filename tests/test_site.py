@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from posixpath import dirname, join, normpath
 
 import pytest
 
@@ -13,7 +14,7 @@ import foveate
 from foveate import kernels
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = {path.name: path for path in (ROOT / "docs").glob("*.md")}
+PAGES = {str(path.relative_to(ROOT / "docs")): path for path in (ROOT / "docs").rglob("*.md")}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,10 @@ def hooks():
 @pytest.fixture(scope="module")
 def site(hooks):
     """Path -> text of the pages of the site."""
-    pages = {name: hooks.relink(path.read_text(), "docs") for name, path in PAGES.items()}
+    pages = {
+        name: hooks.relink(path.read_text(), normpath(f"docs/{dirname(name)}"))
+        for name, path in PAGES.items()
+    }
     outside = {
         page: hooks.relink((ROOT / source).read_text(), "")
         for source, page in hooks.OUTSIDE.items()
@@ -63,8 +67,9 @@ def test_every_public_name_is_in_the_reference(hooks):
 def test_links_of_the_site_lead_somewhere(site):
     for page, text in site.items():
         for mark, target in re.findall(r"(!?)\[[^\]]*\]\((?!https?:|#)([^)#\s]+)", text):
-            is_there = target in site or (ROOT / "docs" / target).is_file()
-            assert is_there or (mark and (ROOT / target).is_file()), (page, target)
+            path = normpath(join(dirname(page), target))
+            is_there = path in site or (ROOT / "docs" / path).is_file()
+            assert is_there or (mark and (ROOT / path).is_file()), (page, target)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +78,17 @@ def test_links_of_the_site_lead_somewhere(site):
         ("docs", "[README](../README.md#use)", "[README](readme.md#use)"),
         ("docs", "[a](local.md) and ![b](shapes/sd.png)", "[a](local.md) and ![b](shapes/sd.png)"),
         ("docs", "[one](../examples/linear.py)", "one"),
+        ("docs", "[a](modulation/emphasize.md)", None),
+        (
+            "docs/modulation",
+            "[a](../../README.md), [b](../local.md)",
+            "[a](../readme.md), [b](../local.md)",
+        ),
+        (
+            "docs/modulation",
+            "![a](maps.png) [b](emphasize.md) [c](../../examples/linear.py)",
+            "![a](maps.png) [b](emphasize.md) c",
+        ),
         ("", "[a](docs/local.md#x), [docs/](docs/index.md)", "[a](local.md#x), [docs/](index.md)"),
         ("", "[code](kernels/layout.py), [all](examples)", "code, all"),
         ("", "[paper](https://arxiv.org/abs/1) [here](#use)", None),
