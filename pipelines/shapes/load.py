@@ -126,7 +126,7 @@ def load_motion(folder: Path, dtype: torch.dtype = torch.float32) -> AnimateDiff
     adapter = MotionAdapter.from_pretrained(
         folder / "motion_adapter", dtype=dtype, local_files_only=True
     )
-    return AnimateDiffPipeline(
+    pipe = AnimateDiffPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
         tokenizer=base.tokenizer,
@@ -134,3 +134,5 @@ def load_motion(folder: Path, dtype: torch.dtype = torch.float32) -> AnimateDiff
         motion_adapter=adapter,
         scheduler=base.scheduler,
     )
+    pipe.unet.eval()  # diffusers leaves the UNet it makes in training mode
+    return pipe

@@ -31,7 +31,7 @@ from ..training.data import held_out_clip_asks
 __all__ = ["SETTINGS", "boost", "report"]
 
 # alpha (self-guidance) and beta (enhancement); the first is the pipeline as it is
-SETTINGS = ((0.0, 1.0), (0.0, 1.5), (0.0, 2.0), (0.3, 1.0), (0.6, 1.0), (0.6, 1.5))
+SETTINGS = ((0.0, 1.0), (0.0, 1.5), (0.0, 2.0), (0.3, 1.0), (0.6, 1.0))
 COLUMNS = ("path", "jitter", "flicker", "direction", "bind")
 SEED = 1_300
 BATCH = 5
@@ -50,7 +50,8 @@ def boost(
     for start in range(len(rows), len(asks), BATCH):
         batch = asks[start : start + BATCH]
         active = nullcontext() if setting == (0, 1) else modulate(pipe, [MotionBoost(*setting)])
-        with active:
+        # half the time where a CPU has matrix units; the model was trained like this
+        with active, torch.autocast("cpu", torch.bfloat16):
             clips = draw(
                 pipe,
                 batch,
