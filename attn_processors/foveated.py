@@ -19,7 +19,7 @@ from ..kernels.layout import TokenLayout
 from ..kernels.sequence import Exchange, Shard, sequence_foveated_attention
 from .base import EVERY_EDIT
 from .proportional import proportional_scale
-from .sequence import check_impl_split
+from .sequence import check_split
 from .trained.base import TrainedAttnProcessor
 from .trained.local import LocalWeights
 
@@ -122,8 +122,7 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
         exchange: Exchange,
         scale: float | None,
     ) -> torch.Tensor:
-        check_impl_split(self.impl)
-        self.require_part()
+        check_split(self)
         scale = self._scale(scale, q.shape[-1], shard.layout)
         options = self._options(q.device)
         return sequence_foveated_attention(

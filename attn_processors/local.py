@@ -22,7 +22,7 @@ from ..kernels.sequence import Exchange, Shard, sequence_local_attention
 from .base import EVERY_EDIT, AttnProcessor
 from .foveated import FoveatedAttnProcessor
 from .proportional import proportional_scale
-from .sequence import check_impl_split
+from .sequence import check_split
 from .trained.base import TrainedAttnProcessor
 from .trained.clear import read_clear
 from .trained.local import LocalWeights
@@ -159,8 +159,7 @@ class LocalAttnProcessor(TrainedAttnProcessor):
         exchange: Exchange,
         scale: float | None,
     ) -> torch.Tensor:
-        check_impl_split(self.impl)
-        self.require_part()
+        check_split(self)
         scale = proportional_scale(scale, q.shape[-1], shard.layout.num_tokens, self.proportional)
         return sequence_local_attention(
             q, k, v, shard=shard, exchange=exchange, radius=self.radius, scale=scale

@@ -7,6 +7,7 @@ an even share of the text and of the image or video, each by itself and in raste
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import distributed as dist
 from torch import nn
@@ -14,7 +15,10 @@ from torch import nn
 from ..kernels.layout import TokenLayout
 from ..kernels.sequence import Exchange, Shard
 
-__all__ = ["check_impl_split", "group_of", "shards_of"]
+if TYPE_CHECKING:
+    from .trained.base import TrainedAttnProcessor
+
+__all__ = ["check_split", "group_of", "shards_of"]
 
 
 def group_of(model: nn.Module) -> dist.ProcessGroup | None:
@@ -33,9 +37,12 @@ def shards_of(layouts: Iterable[TokenLayout], exchange: Exchange) -> dict[int, S
     return {shard.local.num_tokens: shard for shard in shards}
 
 
-def check_impl_split(impl: str | None) -> None:
-    """Raise NotImplementedError where an operator is asked for by another name than its shards'."""
-    if impl not in (None, "torch"):
+def check_split(processor: TrainedAttnProcessor) -> None:
+    """Raise NotImplementedError where a processor names another implementation than shards have,
+    or lacks its trained part.
+    """
+    if processor.impl not in (None, "torch"):
         raise NotImplementedError(
-            f"impl={impl!r} does not run under context parallelism; impl='torch' does"
+            f"impl={processor.impl!r} does not run under context parallelism; impl='torch' does"
         )
+    processor.require_part()

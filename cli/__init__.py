@@ -1,4 +1,4 @@
-"""The command line: `foveate demo`, `generate`, `maps`, `calibrate`, `distill`, `bench`, `info`.
+"""The command line: `foveate demo`, `generate`, `maps`, `distill`, `bench`, `tune`, `info`, ...
 
 The only place that prints. What is heavy loads inside the commands, so that --help comes at once.
 """
@@ -19,6 +19,7 @@ from .generate import generate
 from .info import info
 from .maps import maps
 from .options import console
+from .tune import tune
 
 __all__ = ["app", "main"]
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, generate, maps, calibrate, distill, bench, info):
+for command in (demo, generate, maps, calibrate, distill, bench, tune, info):
     app.command()(command)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from .models import DTYPES, devices
+from .options import parse_grids, parse_list, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +26,6 @@ __all__ = [
     "parse_models",
     "settings_of",
 ]
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +51,8 @@ def settings_of(part: str, device: str, flex: bool, backward: bool, shape: Shape
 
     kind = "cpu" if device == "cpu" and part != "plan" else "gpu"
     asked = {
-        "grids": _grids(shape.grid),
-        "radii": _list("--radius", "such as 8,16", shape.radius, _radius),
+        "grids": parse_grids(shape.grid),
+        "radii": parse_list("--radius", "such as 8,16", shape.radius, whole_number),
         "dtype": _dtype(shape.dtype),
         "threads": torch.get_num_threads() if shape.threads is None else shape.threads,
     }
@@ -88,7 +87,7 @@ def parse_gpu(name: str | None) -> GPU | None:
 
 def parse_models(text: str | None) -> Sequence[tuple[str, int]] | None:
     """(model, pixels) of "sd:512,flux:1024"."""
-    return _list("--pipelines", "such as sd:512,flux:1024", text, _model)
+    return parse_list("--pipelines", "such as sd:512,flux:1024", text, _model)
 
 
 def check_out(out: Path | None, page: Path | None) -> None:
@@ -101,34 +100,6 @@ def check_out(out: Path | None, page: Path | None) -> None:
         raise ValueError(f"--out must be a folder, got the file {out}")
     if find_spec("matplotlib") is None:
         raise ValueError("--out draws plots with matplotlib: pip install matplotlib")
-
-
-def _list(
-    option: str, example: str, text: str | None, read: Callable[[str], Item | None]
-) -> tuple[Item, ...] | None:
-    """The items of a text, between commas or spaces; `read` gives None for what is none."""
-    if text is None:
-        return None
-    items = tuple(read(word) for word in re.split(r"[,\s]+", text.strip()))
-    if None in items:
-        raise ValueError(f"{option} must be {example}; got {text!r}")
-    return items
-
-
-def _grids(text: str | None) -> tuple[tuple[int, int], ...] | None:
-    grids = _list("--grid", "sides in tokens such as 32,64,128x96", text, _grid)
-    if grids is not None and len(set(grids)) < len(grids):
-        raise ValueError(f"--grid names one twice: {text!r}")
-    return grids
-
-
-def _grid(word: str) -> tuple[int, int] | None:
-    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", word.lower())
-    return None if found is None else (int(found[1]), int(found[2] or found[1]))
-
-
-def _radius(word: str) -> int | None:
-    return int(word) if re.fullmatch(r"[1-9]\d*", word) else None
 
 
 def _model(word: str) -> tuple[str, int] | None:

@@ -48,6 +48,7 @@ def info(
         "versions": versions(),
         "devices": {device: hardware(device, threads) for device in present},
         "probes": [asdict(one) for one in probes],
+        "tiles": _tiles(present[0]),
         "processors": _processors(),
         "models": models,
         "faults": faults,
@@ -65,6 +66,7 @@ def _show(about: Mapping[str, Mapping], probes: Sequence[Probe]) -> None:
     out.print(_two_columns(("package", "version"), about["versions"]))
     named = {device: _words(fields) for device, fields in about["devices"].items()}
     out.print(_two_columns(("device", "what it is"), named))
+    out.print(f"tiles of the Triton kernels: {about['tiles']}")
     for device in named:
         here = [one for one in probes if one.device == device]
         out.print(_probe_table(device, here))
@@ -116,6 +118,21 @@ def _reasons(probes: Sequence[Probe]) -> list[str]:
         f"{impl}: {state}: {reason} ({', '.join(names)})"
         for (impl, state, reason), names in found.items()
     ]
+
+
+def _tiles(device: str) -> str:
+    """Which tiles the kernels take on a device."""
+    import torch
+
+    from ..kernels.inputs import HAS_TRITON
+
+    if not HAS_TRITON or device not in ("cuda", "cpu"):
+        return "none: " + (f"no kernels for {device}" if HAS_TRITON else "Triton is not installed")
+    from ..kernels.triton.device import target
+    from ..kernels.triton.tuned import summary
+
+    # a device without an index is the current one
+    return summary(target(torch.device(device)))
 
 
 def _processors() -> dict[str, str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -26,9 +27,14 @@ __all__ = [
     "Strength",
     "check_writable",
     "console",
+    "parse_grids",
+    "parse_list",
     "parse_size",
     "processor_of",
+    "whole_number",
 ]
+
+Item = TypeVar("Item")
 
 ATTENTION = ("dense", "local", "foveated")
 
@@ -77,6 +83,36 @@ def parse_size(text: str) -> tuple[int, int]:
     if found is None:
         raise ValueError(f"--size must be WIDTHxHEIGHT in pixels, such as 256x192, got {text!r}")
     return int(found[1]), int(found[2])
+
+
+def parse_grids(text: str | None) -> tuple[tuple[int, int], ...] | None:
+    """(rows, columns) of "32,128x96", each once."""
+    grids = parse_list("--grid", "sides in tokens such as 32,64,128x96", text, _grid)
+    if grids is not None and len(set(grids)) < len(grids):
+        raise ValueError(f"--grid names one twice: {text!r}")
+    return grids
+
+
+def parse_list(
+    option: str, example: str, text: str | None, read: Callable[[str], Item | None]
+) -> tuple[Item, ...] | None:
+    """The items of a text, between commas or spaces; `read` gives None for what is none."""
+    if text is None:
+        return None
+    items = tuple(read(word) for word in re.split(r"[,\s]+", text.strip()))
+    if None in items:
+        raise ValueError(f"{option} must be {example}; got {text!r}")
+    return items
+
+
+def whole_number(word: str) -> int | None:
+    """1 or more; None for other words."""
+    return int(word) if re.fullmatch(r"[1-9]\d*", word) else None
+
+
+def _grid(word: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", word.lower())
+    return None if found is None else (int(found[1]), int(found[2] or found[1]))
 
 
 def processor_of(attention: str, radius: int | None) -> AttnProcessor | None:

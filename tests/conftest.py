@@ -15,6 +15,7 @@ def pytest_configure():
     if not torch.cuda.is_available():
         # triton reads it when it is imported, and diffusers imports triton
         os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["FOVEATE_TUNE_CACHE"] = os.devnull  # tiles as shipped, whatever was tuned here
     torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
 
 

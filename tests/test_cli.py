@@ -44,6 +44,7 @@ COMMANDS = [
     ("calibrate",),
     ("distill",),
     ("bench",),
+    ("tune",),
     ("info",),
 ]
 

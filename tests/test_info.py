@@ -5,10 +5,13 @@ import json
 
 import pytest
 import torch
+import triton
 
 from foveate import kernels
 from foveate.cli import main
 from foveate.kernels import local_attention
+from foveate.kernels.triton import tuned
+from foveate.kernels.triton.device import target
 from foveate.pipelines.bench import probe as probe_module
 from foveate.pipelines.bench.probe import CANNOT, IMPLS, OK, WRONG, Probe, probe
 
@@ -95,6 +98,17 @@ def test_tables(run, probes):
         assert word in out
     assert "triton: cannot run: this operator has no Triton kernel yet (hybrid, agent)" in out
     assert "everything that should run here does" in out
+
+
+def test_which_tiles_launches_take(run, probes, monkeypatch, tmp_path):
+    where = f"for {target(torch.device(probes[0].device))} under Triton {triton.__version__}"
+    path = tmp_path / "tiles.json"
+    monkeypatch.setenv("FOVEATE_TUNE_CACHE", str(path))
+    _, out = run(probes)
+    assert f"tiles of the Triton kernels: as shipped; none is tuned {where} in {path}\n" in out
+    tuned.save(path, f"{target(torch.device(probes[0].device))}/a kernel", {}, {})
+    _, out = run(probes, "--json")
+    assert json.loads(out)["tiles"] == f"1 tuned {where}, from {path}"
 
 
 def test_json(run, probes):

@@ -1,11 +1,11 @@
-"""What a device lacks to run the kernels."""
+"""What a device lacks to run the kernels, and what they are compiled for there."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-__all__ = ["interprets", "why_not_device", "why_not_tensors"]
+__all__ = ["interprets", "target", "tile_class", "why_not_device", "why_not_tensors"]
 
 
 def why_not_tensors(*tensors: torch.Tensor, scale: float | None) -> str:
@@ -31,6 +31,22 @@ def why_not_device(device: torch.device) -> str:
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return "compute capability below 8.0, which has no bfloat16 tensor cores"
     return ""
+
+
+def target(device: torch.device) -> str:
+    """The architecture of a device, such as "sm_89" or "gfx942"; "interpreter" on the CPU."""
+    if device.type == "cpu":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def tile_class(architecture: str) -> str:
+    """The architecture whose shipped tiles another one takes."""
+    if architecture.startswith("gfx"):
+        return "gfx942"
+    return {"sm_9": "sm_90", "sm_10": "sm_100"}.get(architecture[:-1], "sm_80")
 
 
 @torch.compiler.assume_constant_result

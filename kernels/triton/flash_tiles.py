@@ -1,6 +1,7 @@
 """Tile shapes of the flash kernels: one table by kernel, architecture and head dim.
 
 Chosen from offline compilations: no spill, and the fewest instructions per score element.
+`tiles_for` takes those that `foveate tune` measured on this machine before those of the table.
 """
 
 from collections.abc import Mapping
@@ -9,12 +10,13 @@ from typing import Any
 
 import torch
 
+from .device import target, tile_class
 from .launch import architectures, signature
-from .local_tiles import architecture
 from .rows import head_parts
+from .slots import Slot, dtype_class, spread
 from .variants import Variant
 
-__all__ = ["Tiles", "tiles_for", "variants_of"]
+__all__ = ["Tiles", "candidates", "slot_of", "tiles_for", "variant_of", "variants_of"]
 
 # the head dims that stand for their class in the offline check: up to 64, up to 128, beyond
 _DIMS = (40, 64, 128, 160)
@@ -52,24 +54,40 @@ _TILES = {
 
 def tiles_for(kernel: str, x: torch.Tensor) -> Tiles:
     """Tiles of the kernel "forward", "queries" or "keys" for tensors like x."""
-    if x.dtype == torch.float32:
-        return _FLOAT32
-    arch = architecture(x.device)
-    if arch == "sm_80" and (kernel, "sm_86") in _TILES and _is_consumer(x.device):
-        arch = "sm_86"
-    return _TILES[kernel, arch][_class(x.shape[-1])]
+    return slot_of(kernel, target(x.device), x.dtype, x.shape[-1]).tiles
 
 
-def _is_consumer(device: torch.device) -> bool:
-    """Whether the compiler sees another target than sm_80, with fewer warps a multiprocessor."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) != (8, 0)
+def slot_of(kernel: str, architecture: str, dtype: torch.dtype, dim: int) -> Slot:
+    """Everything that tiles are chosen by."""
+    arch = tile_class(architecture)
+    # others than sm_80 have fewer warps a multiprocessor
+    if arch == "sm_80" and architecture not in ("sm_80", "interpreter"):
+        arch = "sm_86" if (kernel, "sm_86") in _TILES else arch
+    shipped = _FLOAT32 if dtype == torch.float32 else _TILES[kernel, arch][_class(dim)]
+    return Slot(f"flash_{kernel}", architecture, dim, dtype_class(dtype), "plain", shipped)
+
+
+def candidates(slot: Slot) -> list[Tiles]:
+    """Tiles worth timing, the shipped ones first; some may ask for more memory than there is."""
+    if slot.dtype == "float32":
+        return spread(slot.shipped, (Tiles(64, 32, 4, 1), Tiles(32, 64, 4, 1)))
+    kernel = slot.kernel.removeprefix("flash_")
+    amd = tile_class(slot.architecture) == "gfx942"
+    rows = [
+        tiles
+        for (name, arch), tiles in _TILES.items()
+        if name == kernel and (arch == "gfx942") == amd
+    ]
+    return spread(slot.shipped, [x for row in rows for x in row])
 
 
 def variants_of(name: str, kernel: str, function: Any) -> list[Variant]:
     """Every default of a kernel, without a bias; `name` begins the names of the variants."""
     tables = {arch: tiles for (other, arch), tiles in _TILES.items() if other == kernel}
     return [
-        _variant(f"{name}_{dim}_{arch}", function, _targets(arch, tables), dim, tiles[_class(dim)])
+        variant_of(
+            f"{name}_{dim}_{arch}", function, _targets(arch, tables), dim, tiles[_class(dim)]
+        )
         for arch, tiles in tables.items()
         for dim in _DIMS
     ]
@@ -82,7 +100,10 @@ def _targets(arch: str, tables: Mapping[str, Any]) -> tuple[str, ...]:
     return {"sm_80": ("sm_80",), "sm_86": ("sm_86", "sm_89")}.get(arch, (arch,))
 
 
-def _variant(name: str, function: Any, targets: tuple[str, ...], dim: int, tiles: Tiles) -> Variant:
+def variant_of(
+    name: str, function: Any, targets: tuple[str, ...], dim: int, tiles: Tiles
+) -> Variant:
+    """A kernel with some tiles, as it is compiled for the check."""
     d0, d1 = head_parts(dim)
     constexprs = {
         "D": dim, "D0": d0, "D1": d1, "BM": tiles.queries, "BN": tiles.keys,

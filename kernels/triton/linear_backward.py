@@ -75,7 +75,8 @@ def _linear_backward_kernel(
 def _tokens(x, y, s, z, dx, dy, weights, feature_map, eps, tiles):
     """Launch over the tokens; without `weights` for a state, with them for an output."""
     batch, heads, length, dim = x.shape
-    tiles = tiles_for("backward", x.dtype, dim, y.shape[-1]) if tiles is None else tiles
+    if tiles is None:
+        tiles = tiles_for("backward", x, y.shape[-1], "plain" if weights is None else "output")
     parts, chunk = split(batch * heads, length, tiles.tokens, 1)
     unit, strides = in_units(x, y, dx, dy)
     _linear_backward_kernel[(parts, batch * heads)](

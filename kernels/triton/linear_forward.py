@@ -106,7 +106,8 @@ def state(
     `weights`, each [B, H, N] float32, multiply phi(k) in S and in z; `factor` is 1 / N if None.
     """
     batch, heads, length, dim = k.shape
-    tiles = tiles_for("state", k.dtype, dim, v.shape[-1]) if tiles is None else tiles
+    if tiles is None:
+        tiles = tiles_for("state", k, v.shape[-1], "plain" if weights is None else "weighted")
     grid = (triton.cdiv(v.shape[-1], tiles.values), batch * heads)
     # a part of S is as much to write and read as some hundred tokens
     parts, chunk = split(grid[0] * grid[1], length, tiles.tokens, 16)
@@ -133,7 +134,7 @@ def output(
 ) -> torch.Tensor:
     """out [B, H, N, V] of q [B, H, N, K] from the state s [B, H, K, V] and z [B, H, K]."""
     batch, heads, length, dim = q.shape
-    tiles = tiles_for("output", q.dtype, dim, s.shape[-1]) if tiles is None else tiles
+    tiles = tiles_for("output", q, s.shape[-1]) if tiles is None else tiles
     out = empty_rows(q, s.shape[-1])
     blocks = triton.cdiv(s.shape[-1], tiles.values)
     parts, chunk = split(batch * heads * blocks, length, tiles.tokens, least_blocks=1)

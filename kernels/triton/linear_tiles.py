@@ -1,4 +1,7 @@
-"""What the linear-attention kernels share: tile shapes by head dim, blocks in and out."""
+"""What the linear-attention kernels share: tile shapes by head dim, blocks in and out.
+
+`tiles_for` takes the tiles that `foveate tune` measured on this machine before those of the table.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,16 +11,21 @@ import torch
 import triton
 import triton.language as tl
 
+from .device import target
 from .launch import signature
+from .slots import Slot, dtype_class, spread
 from .variants import Variant
 
 __all__ = [
     "Tiles",
+    "candidates",
     "empty_rows",
     "load_block",
     "padded",
+    "slot_of",
     "store_block",
     "tiles_for",
+    "variant_of",
     "variants_of",
 ]
 
@@ -40,11 +48,33 @@ _TILES = {
 }
 
 
-def tiles_for(kernel: str, dtype: torch.dtype, keys: int, values: int) -> Tiles:
-    """Tiles of the kernel "state", "output" or "backward" for head dims of keys and of values."""
+def tiles_for(kernel: str, x: torch.Tensor, values: int, variant: str = "plain") -> Tiles:
+    """Tiles of the kernel "state", "output" or "backward" for keys like x and heads of `values`.
+
+    `variant`: "weighted" for the state of weighted tokens, "output" for its backward.
+    """
+    return slot_of(kernel, target(x.device), x.dtype, x.shape[-1], values, variant).tiles
+
+
+def slot_of(
+    kernel: str, architecture: str, dtype: torch.dtype, keys: int, values: int, variant: str
+) -> Slot:
+    """Everything that tiles are chosen by: head dims of keys and of values, and which call."""
     widest = padded(max(keys, values))
-    tiles = _TILES[kernel][(widest > 64) + (widest > 128)]
-    if dtype == torch.float32:
+    shipped = _fitted(_TILES[kernel][(widest > 64) + (widest > 128)], dtype_class(dtype), values)
+    if values != keys:
+        variant = f"{variant}-values{values}"
+    return Slot(f"linear_{kernel}", architecture, keys, dtype_class(dtype), variant, shipped)
+
+
+def candidates(slot: Slot) -> list[Tiles]:
+    """Tiles worth timing of heads alike, the shipped ones first; some may not fit into memory."""
+    row = _TILES[slot.kernel.removeprefix("linear_")]
+    return spread(slot.shipped, [_fitted(x, slot.dtype, slot.head_dim) for x in row])
+
+
+def _fitted(tiles: Tiles, kind: str, values: int) -> Tiles:
+    if kind == "float32":
         tiles = replace(tiles, tokens=min(tiles.tokens, 32), values=32, num_stages=1)
     return replace(tiles, values=min(tiles.values, padded(values)))
 
@@ -53,28 +83,30 @@ def variants_of(
     name: str, kernel: str, function: Any, constexprs: Mapping[str, Any]
 ) -> list[Variant]:
     """Every default of a kernel for the map of LinFusion; `name` begins the variants' names."""
-    found = []
-    for dim in (40, 64, 128, 160):
-        tiles = tiles_for(kernel, torch.bfloat16, dim, dim)
-        values = {
-            "DK": dim, "DKP": padded(dim), "DV": dim, "BV": tiles.values, "BN": tiles.tokens,
-            "MAP": "elu", "UNIT": 8, **constexprs,
-        }  # fmt: skip
-        types = signature(function, values, "bf16", ("Z", "WEIGHT_S", "WEIGHT_Z"))
-        if kernel == "state":
-            types["S"] = "*fp32"
-        found.append(
-            Variant(
-                f"{name}_{dim}",
-                function,
-                types,
-                values,
-                tiles.num_warps,
-                tiles.num_stages,
-                default=True,
-            )
-        )
-    return found
+    slots = [
+        slot_of(kernel, "sm_80", torch.bfloat16, dim, dim, "plain") for dim in (40, 64, 128, 160)
+    ]
+    return [variant_of(name, kernel, function, constexprs, x.head_dim, x.shipped) for x in slots]
+
+
+def variant_of(
+    name: str,
+    kernel: str,
+    function: Any,
+    constexprs: Mapping[str, Any],
+    dim: int,
+    tiles: Tiles,
+) -> Variant:
+    """A kernel with some tiles, as it is compiled for the check."""
+    values = {
+        "DK": dim, "DKP": padded(dim), "DV": dim, "BV": tiles.values, "BN": tiles.tokens,
+        "MAP": "elu", "UNIT": 8, **constexprs,
+    }  # fmt: skip
+    types = signature(function, values, "bf16", ("Z", "WEIGHT_S", "WEIGHT_Z"))
+    if kernel == "state":
+        types["S"] = "*fp32"
+    options = (tiles.num_warps, tiles.num_stages)
+    return Variant(f"{name}_{dim}", function, types, values, *options, default=True)
 
 
 def padded(dim: int) -> int:

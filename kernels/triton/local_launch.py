@@ -19,7 +19,7 @@ from .foveated_rings import NO_RINGS, Rings
 from .launch import in_units
 from .local_backward import local_backward_keys_kernel, local_backward_queries_kernel
 from .local_forward import local_forward_kernel
-from .local_tiles import LocalTiles, architecture, tiles_for
+from .local_tiles import LocalTiles, tiles_for
 from .near import Near
 from .rows import head_parts
 from .softmax import LOG2E
@@ -57,7 +57,7 @@ def forward(
 def _forward(q, k, v, out, lse, context_k, context_v, grid, near, scale, rings, tiles):
     context = context_k.shape[2]
     if tiles is None:
-        tiles = _tiles("forward", q, near, grid)
+        tiles = tiles_for("forward", q, near, rings.levels, near.parts(grid)[1])
     keys = (k, v, context_k, context_v)
     unit, strides = in_units(q, *keys, out)
     tma = tiles.tma and near.fits_descriptors and _fits_descriptors(*keys)
@@ -123,7 +123,7 @@ def _queries(
     grid, near, scale, rings, tiles,
 ):  # fmt: skip
     if tiles is None:
-        tiles = _tiles("queries", q, near, grid)
+        tiles = tiles_for("queries", q, near, rings.levels, near.parts(grid)[1])
     unit, strides = in_units(q, k, v, ck, cv, out, grad_out, dq)
     count, numbers, shapes = _geometry(q, grid, near, ck.shape[2], rings.near_cell, tiles)
     local_backward_queries_kernel[(count,)](
@@ -140,7 +140,7 @@ def _keys(
     grid, near, scale, rings, tiles,
 ):  # fmt: skip
     if tiles is None:
-        tiles = _tiles("keys", q, near, grid)
+        tiles = tiles_for("keys", q, near, rings.levels, near.parts(grid)[1])
     unit, strides = in_units(q, k, v, grad_out, cq, cg, dk, dv)
     count, numbers, shapes = _geometry(q, grid, near, cq.shape[2], rings.near_cell, tiles)
     local_backward_keys_kernel[(count,)](
@@ -157,7 +157,7 @@ def _cells(
 ):  # fmt: skip
     """Adds to dk and dv of the tokens what their cells of a level get."""
     if tiles is None:
-        tiles = _tiles("keys", q, near, grid)
+        tiles = tiles_for("keys", q, near, rings.levels, near.parts(grid)[1])
     side = rings.pool**level
     batch, heads, _, dim = q.shape
     rows, columns = triton.cdiv(grid[1], side), triton.cdiv(grid[2], side)
@@ -176,12 +176,6 @@ def _cells(
     )  # fmt: skip
     for whole, x, grad in zip((dk, dv), (k, v), grads, strict=True):
         whole += pool_forward.backward(grad, x, grid, [1, side, side])
-
-
-def _tiles(kernel: str, q: torch.Tensor, near: Near, grid: Grid) -> LocalTiles:
-    _, part = near.parts(grid)
-    arch = architecture(q.device)
-    return tiles_for(kernel, arch, q, near.reach, part, near.is_one_disc, near.fits_descriptors)
 
 
 def _geometry(q, grid, near, context, cell, tiles):

@@ -1,19 +1,35 @@
 """Tile shapes of local and foveated attention: one table by architecture, head dim and window.
 
 Chosen from offline compilations: no spill, and the fewest instructions per score element. A query
-tile and a key tile are rows x columns of the grid.
+tile and a key tile are rows x columns of the grid. `tiles_for` takes those that `foveate tune`
+measured on this machine before those of the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
+from .device import target, tile_class
 from .rows import head_parts
+from .slots import Slot, dtype_class, spread
 
-__all__ = ["LocalTiles", "architecture", "canonical", "defaults", "tiles_for"]
+if TYPE_CHECKING:
+    from .near import Near
+
+__all__ = [
+    "LocalTiles",
+    "candidates",
+    "canonical",
+    "defaults",
+    "shaped",
+    "shipped_tiles",
+    "slot_of",
+    "tiles_for",
+]
 
 
 @dataclass(frozen=True)
@@ -76,35 +92,70 @@ _LARGER = _BACKWARD | {
 _FLOAT32 = LocalTiles(4, 8, 4, 8, context=32, num_warps=4)
 
 
-def architecture(device: torch.device) -> str:
-    """The class of architectures that a device shares its tile shapes with."""
-    if device.type == "cpu":
-        return "sm_80"  # the interpreter
-    if torch.version.hip is not None:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: "sm_90", 10: "sm_100"}.get(major, "sm_80")
-
-
 def tiles_for(
+    kernel: str, q: torch.Tensor, near: Near, levels: int, grid: tuple[int, int, int]
+) -> LocalTiles:
+    """Tiles of the kernel "forward", "queries" or "keys" in a part of a grid."""
+    return shaped(slot_of(kernel, target(q.device), q.dtype, q.shape[-1], near, levels).tiles, grid)
+
+
+def slot_of(
+    kernel: str, architecture: str, dtype: torch.dtype, dim: int, near: Near, levels: int
+) -> Slot:
+    """Everything that tiles are chosen by; `levels` of pooled cells beyond the near tokens."""
+    reach = "far" if _is_far(near.reach) else "near"
+    rings = f"-rings{levels}" if levels else ""
+    shipped = shipped_tiles(
+        kernel,
+        tile_class(architecture),
+        dtype,
+        dim,
+        near.reach,
+        near.is_one_disc,
+        near.fits_descriptors,
+    )
+    variant = f"{near.name}-{reach}{rings}"
+    return Slot(f"local_{kernel}", architecture, dim, dtype_class(dtype), variant, shipped)
+
+
+def shipped_tiles(
     kernel: str,
     arch: str,
-    q: torch.Tensor,
+    dtype: torch.dtype,
+    dim: int,
     radius: int,
-    grid: tuple[int, int, int],
     one_disc: bool = True,
     descriptors: bool = True,
 ) -> LocalTiles:
-    """Tiles of the kernel "forward", "queries" or "keys"; a grid that is a line has flat ones.
+    """Those of the table for a class of architectures.
 
     `one_disc`: whether all queries see discs of one radius. `descriptors`: whether these may read
     keys.
     """
-    half = q.dtype != torch.float32
-    tiles = (
-        _half(kernel, arch, q.shape[-1], radius > 8, one_disc, descriptors) if half else _FLOAT32
-    )
+    if dtype == torch.float32:
+        return _FLOAT32
+    return _half(kernel, arch, dim, _is_far(radius), one_disc, descriptors)
+
+
+def shaped(tiles: LocalTiles, grid: tuple[int, int, int]) -> LocalTiles:
+    """Tiles for a grid: flat ones if it is a line."""
     return tiles if grid[1] > 1 else _flat(tiles)
+
+
+def candidates(slot: Slot) -> list[LocalTiles]:
+    """Tiles worth timing, the shipped ones first; some may ask for more memory than there is."""
+    if slot.dtype == "float32":
+        return spread(slot.shipped, (_SMALL_THIN, _SMALL_NARROW))
+    kernel = slot.kernel.removeprefix("local_")
+    arch = tile_class(slot.architecture)
+    if kernel == "forward":
+        rows = [(other, tiles) for (other, _), tiles in _FORWARD.items()]
+    else:
+        tables = (*_BACKWARD.items(), *_LARGER.items())
+        rows = [(other, tiles) for (name, other), tiles in tables if name == kernel]
+    found = [x for other, tiles in rows if (other == "gfx942") == (arch == "gfx942") for x in tiles]
+    # the table has descriptors where they can be used
+    return spread(slot.shipped, [x for x in found if slot.shipped.tma or not x.tma])
 
 
 def defaults(
@@ -125,6 +176,10 @@ def _half(
         return (_BACKWARD if one_disc else _LARGER)[kernel, arch][kind]
     # head dims of two parts are never read by descriptors, either
     return _FORWARD[arch, far][kind if descriptors else max(kind, 1)]
+
+
+def _is_far(radius: int) -> bool:
+    return radius > 8
 
 
 def _flat(tiles: LocalTiles) -> LocalTiles:

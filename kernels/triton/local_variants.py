@@ -14,7 +14,7 @@ from .rows import head_parts
 from .variants import Variant
 from .windows import BOX, CUT, DISC, ELLIPSOID
 
-__all__ = ["variants"]
+__all__ = ["variant_of", "variants"]
 
 # the head dims that stand for their class: one power of two, two, beyond 128
 _DIMS = (64, 80, 96, 128, 160)
@@ -51,7 +51,7 @@ def variants() -> list[Variant]:
 
 
 def _variants(operator: str, names: Iterable[str], dims: Sequence[int]) -> list[Variant]:
-    return [_variant(operator, *case) for name in names for case in _cases(operator, name, dims)]
+    return [variant_of(operator, *case) for name in names for case in _cases(operator, name, dims)]
 
 
 def _cases(
@@ -68,9 +68,10 @@ def _cases(
     return [(name, arch, dim, radius, tiles) for (arch, dim, tiles), radius in found.items()]
 
 
-def _variant(
+def variant_of(
     operator: str, name: str, arch: str, dim: int, radius: int, tiles: LocalTiles
 ) -> Variant:
+    """The kernel "forward", "queries" or "keys" with some tiles, as it is compiled."""
     kernel = _KERNELS[name]
     levels = int(operator == "foveated")
     shapes = _shapes(kernel, dim, tiles) | {

@@ -65,6 +65,14 @@ class Near:
         return most if self.kind == CUT.value else most // 2 + 1
 
     @property
+    def name(self) -> str:
+        """Its kind in a word, as far as tiles are chosen by it."""
+        if self.kind == BOX.value:
+            return "box" if self.fits_descriptors else "dilated"
+        names = {DISC.value: "disc", ELLIPSOID.value: "ellipsoid", CUT.value: "window"}
+        return names[self.kind] + "s" * (self.radii is not None)
+
+    @property
     def is_box(self) -> bool:
         """Whether what a query sees is an interval of each axis."""
         return self.kind in (BOX.value, CUT.value)

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ...kernels import foveated_keys, local_keys
 from ...kernels.field import Field
 from .blocks import box_keys, raster_block_keys, square_block_keys
@@ -79,13 +77,13 @@ def _plan(case: Case, gpu: GPU, method: str, needed: float, visited: float) -> P
 def _tiles(case: Case, radius: int, gpu: GPU) -> dict[str, Pair]:
     """Tiles of queries and of keys that the Triton kernels take on a GPU."""
     try:
-        from ...kernels.triton.local_tiles import tiles_for
+        from ...kernels.triton.local_tiles import shaped, shipped_tiles
     except ImportError as error:
         raise NotImplementedError(
             f"the plan counts the tiles of the Triton kernels: {error}"
         ) from None
-    q = torch.empty(1, 1, 1, case.head_dim, dtype=case.dtype, device="meta")
-    tiles = tiles_for("forward", gpu.architecture, q, radius, case.layout.grid)
+    shipped = shipped_tiles("forward", gpu.architecture, case.dtype, case.head_dim, radius)
+    tiles = shaped(shipped, case.layout.grid)
     return {
         "query_tile": (tiles.height, tiles.width),
         "key_tile": (tiles.key_height, tiles.key_width),

@@ -1,0 +1,1 @@
+"""What `foveate tune` does: times candidate tiles of every Triton kernel on the GPU at hand."""
