@@ -126,13 +126,14 @@ def _tiles(device: str) -> str:
 
     from ..kernels.inputs import HAS_TRITON
 
-    if not HAS_TRITON or device not in ("cuda", "cpu"):
-        return "none: " + (f"no kernels for {device}" if HAS_TRITON else "Triton is not installed")
-    from ..kernels.triton.device import target
+    if not HAS_TRITON:
+        return "none: Triton is not installed"
+    from ..kernels.triton.device import target, why_not_device
     from ..kernels.triton.tuned import summary
 
-    # a device without an index is the current one
-    return summary(target(torch.device(device)))
+    where = torch.device(device)  # without an index: the current one
+    reason = why_not_device(where)
+    return f"none are used: {reason}" if reason else summary(target(where))
 
 
 def _processors() -> dict[str, str]:

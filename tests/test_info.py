@@ -101,14 +101,21 @@ def test_tables(run, probes):
 
 
 def test_which_tiles_launches_take(run, probes, monkeypatch, tmp_path):
-    where = f"for {target(torch.device(probes[0].device))} under Triton {triton.__version__}"
+    device = torch.device(probes[0].device)
+    where = f"for {target(device)} under Triton {triton.__version__}"
     path = tmp_path / "tiles.json"
     monkeypatch.setenv("FOVEATE_TUNE_CACHE", str(path))
     _, out = run(probes)
     assert f"tiles of the Triton kernels: as shipped; none is tuned {where} in {path}\n" in out
-    tuned.save(path, f"{target(torch.device(probes[0].device))}/a kernel", {}, {})
+    tuned.save(path, f"{target(device)}/a kernel", {}, {})
     _, out = run(probes, "--json")
     assert json.loads(out)["tiles"] == f"1 tuned {where}, from {path}"
+
+
+def test_no_tiles_where_no_kernel_runs(run, probes, monkeypatch):
+    monkeypatch.setattr("foveate.kernels.triton.device.why_not_device", lambda device: "no GPU")
+    _, out = run(probes)
+    assert "tiles of the Triton kernels: none are used: no GPU\n" in out
 
 
 def test_json(run, probes):
