@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from types import TracebackType
 
 from torch import nn
 
@@ -21,6 +20,7 @@ from .sequence import group_of
 from .slot import processor_in, replace_processor
 from .tracker import Tracker
 from .trained.layers import Follower
+from .undo import Undoable
 
 __all__ = ["Handle", "apply"]
 
@@ -165,7 +165,7 @@ class _Bound:
         return None if self.ours is None or present is self.ours else type(present).__name__
 
 
-class Handle:
+class Handle(Undoable):
     """What `apply` did: `report` shows it, `remove` or leaving `with` undoes it.
 
     denoiser: name of the model, where the pipeline has two.
@@ -243,17 +243,6 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._bound, self._hooks = [], []
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
 
 
 def _tell_guess(model: nn.Module, family: Family, strict: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from torch import nn
 
@@ -14,6 +13,7 @@ from ..hosts import check_pattern, denoisers_of, matches, set_processor
 from ..layouts import attention_layers
 from ..redirect import Redirected
 from ..slot import processor_in
+from ..undo import Undoable
 from .calibrated import CalibratedPlan
 from .controller import Controller, Observer
 from .gate import Gate
@@ -130,7 +130,7 @@ class Attached:
         self.controller.close()
 
 
-class Broadcast:
+class Broadcast(Undoable):
     """What `broadcast` did: `report` shows it, `remove` or leaving `with` undoes it."""
 
     def __init__(self, parts: Sequence[Attached]) -> None:
@@ -153,17 +153,6 @@ class Broadcast:
         """Put back the very processor objects that were there. Safe to call again."""
         for part in self._parts:
             part.remove()
-
-    def __enter__(self) -> Broadcast:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
 
 
 def attach(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ..layouts import attention_layers, family_of
 from ..redirect import Redirected, redirect
 from ..slot import processor_in, replace_processor
 from ..tracker import Tracker
+from ..undo import Undoable
 from .attention_masks import MaskStore
 from .base import Composed, Modulation, flatten
 from .conflicts import check_conflicts, check_operator, choose_layers
@@ -117,7 +117,7 @@ def _redirected(layer: ModulatedLayer, stock: object) -> Redirected:
         raise NotImplementedError(f"{layer.name}: {error}") from None
 
 
-class Run:
+class Run(Undoable):
     """What `modulate` did to one pipeline; leaving `with`, or `remove`, undoes it."""
 
     def __init__(
@@ -182,14 +182,3 @@ class Run:
             self._hook.remove()
             self._moment.prompts.remove()
         self._bound = []
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
