@@ -1,5 +1,7 @@
 """MotionBoost equals the published steps, with every attention weight and frequency written out."""
 
+import copy
+
 import pytest
 import torch
 
@@ -175,6 +177,20 @@ def test_one_video_comes_out_as_in_a_batch(pipe):
             alone = {name: rows[i : i + 1] for name, rows in two.items()}
             one = film(pipe, **alone, latents=noise[i : i + 1])
             torch.testing.assert_close(one, together[i : i + 1], rtol=1e-8, atol=1e-9)
+
+
+def test_under_autocast_it_rounds_as_the_stock_pipeline_does(pipe):
+    low, prompt = copy.deepcopy(pipe), {name: rows.float() for name, rows in PROMPT.items()}
+    low.unet.float()
+
+    def rounding():
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = film(low, steps=1, **prompt)
+        return (rounded - film(low, steps=1, **prompt)).norm()
+
+    stock = rounding()
+    with foveate.modulate(low, [foveate.MotionBoost(0.3, 1.5, tau=2)]):
+        assert 0 < rounding() < 2 * stock
 
 
 def test_a_blend_in_float32_is_near():

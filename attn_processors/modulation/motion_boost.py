@@ -71,8 +71,8 @@ class MotionBoost(Modulation):
                 f"MotionBoost with tau={self.tau} needs more than {2 * self.tau} frames, "
                 f"got {num_frames}; give it tau={(num_frames - 1) // 2} or less"
             )
-        high = high_band(num_frames, self.tau).to(site.device, site.dtype)
         own = ((q * site.scale) @ k.mT).softmax(-1)  # [b*h*w, H, F, F]
+        high = high_band(num_frames, self.tau).to(own)  # under autocast not of the site's dtype
         early = self._early(site, own)
         mixed = own if early is None else torch.lerp(own, early, self.alpha)
         factor = self._factor(site, own, mixed, high)  # [b]
