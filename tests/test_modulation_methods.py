@@ -96,7 +96,7 @@ def expected(call, value):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_region_bind_hides_phrases_outside_their_regions(kind):
-    call = Call(kind, progress=0.3)
+    call = Call(kind, progress=0.4 if kind == "cross" else 0.3)
 
     def value(pixel, word):
         for name, tokens in TOKENS.phrases.items():
@@ -114,7 +114,7 @@ def test_region_bind_hides_phrases_outside_their_regions(kind):
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_at_first_a_region_sees_its_phrase_alone(kind, hard):
-    call = Call(kind, progress=0.29)
+    call = Call(kind, progress=0.39 if kind == "cross" else 0.29)
     plan = foveate.RegionBind(SCENE, hard=hard).plan(call.site, call.q, call.k, 0)
     got = plan.grouped.bias[plan.grouped.groups][0]
 
@@ -129,6 +129,21 @@ def test_at_first_a_region_sees_its_phrase_alone(kind, hard):
         return -torch.inf if alone or (hard and others) else 0.0
 
     assert torch.equal(got, expected(call, value))
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_given_time_alone_holds_for_every_layer(kind):
+    lonely, later = (Call(kind, progress=progress) for progress in (0.59, 0.6))
+    hides = [
+        call.bias(foveate.RegionBind(SCENE, alone=0.6)).isinf().sum() for call in (lonely, later)
+    ]
+    never = later.bias(foveate.RegionBind(SCENE, alone=0)).isinf().sum()
+    assert hides[0] > hides[1] == never
+
+
+def test_a_time_alone_outside_of_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"alone must lie in \[0, 1\] or be None, got 1.5"):
+        foveate.RegionBind(SCENE, alone=1.5)
 
 
 def test_soft_regions_weigh_by_coverage():
