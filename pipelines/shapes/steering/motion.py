@@ -93,7 +93,7 @@ def _cell(rows: list[dict], plain: list[dict], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("docs/motion"))
     parser.add_argument("--page", type=Path, default=Path("docs/motion.md"))
     parser.add_argument("--threads", type=int, default=1)
