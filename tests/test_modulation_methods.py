@@ -96,7 +96,7 @@ def expected(call, value):
 
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_region_bind_hides_phrases_outside_their_regions(kind):
-    call = Call(kind, progress=0.4 if kind == "cross" else 0.3)
+    call = Call(kind, progress=0.4 if kind == "cross" else 0.0)
 
     def value(pixel, word):
         for name, tokens in TOKENS.phrases.items():
@@ -114,8 +114,9 @@ def test_region_bind_hides_phrases_outside_their_regions(kind):
 @pytest.mark.parametrize("hard", [True, False])
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_at_first_a_region_sees_its_phrase_alone(kind, hard):
-    call = Call(kind, progress=0.39 if kind == "cross" else 0.29)
-    plan = foveate.RegionBind(SCENE, hard=hard).plan(call.site, call.q, call.k, 0)
+    call = Call(kind, progress=0.39)
+    alone = None if kind == "cross" else 0.4
+    plan = foveate.RegionBind(SCENE, hard=hard, alone=alone).plan(call.site, call.q, call.k, 0)
     got = plan.grouped.bias[plan.grouped.groups][0]
 
     def value(pixel, word):

@@ -18,8 +18,8 @@ from .site import Site
 
 __all__ = ["RegionBind"]
 
-# by kind of layer: longer, and shapes of models with joint layers dissolve
-_ALONE = {"cross": 0.4, "joint": 0.3}
+# by kind of layer; in joint layers, where pixels see each other beside the text, it costs shapes
+_ALONE = {"cross": 0.4, "joint": 0.0}
 # soft coverage enters as a logarithm, which this bounds
 _LEAST = 1e-4
 
@@ -31,7 +31,7 @@ class RegionBind(Modulation):
         grow by the logarithm of the coverage.
     overlap: whether regions may share pixels, which then see the phrases of both.
     alone: until this fraction of the schedule the pixels of a region see no other word, and no end
-        or padding token. 0 is never, None 0.4 in cross-attention and 0.3 in joint layers.
+        or padding token. 0 is never, None 0.4 in cross-attention and never in joint layers.
     """
 
     edits = frozenset({"text bias"})
