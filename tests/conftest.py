@@ -51,3 +51,17 @@ def fresh_accelerate():
     state = sys.modules.get("accelerate.state")
     if state is not None:
         state.AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def foveate_command(capsys):
+    """Runs the command line; gives (exit status, stdout, stderr)."""
+    from foveate.cli import main
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return call

@@ -1,12 +1,12 @@
 """`foveate bench`: whole runs, the files and tables they write, and one line for every mistake."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from foveate.cli import main
 from foveate.kernels import TokenLayout, local_keys
 from foveate.pipelines.bench import models, tables
 from foveate.pipelines.bench.candidate import Refused
@@ -14,16 +14,9 @@ from foveate.pipelines.bench.numerics import Deviation
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command line; gives (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main(["bench", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return call
+def run(foveate_command):
+    """Runs `foveate bench`; gives (exit status, stdout, stderr)."""
+    return partial(foveate_command, "bench")
 
 
 def test_tables_leave_out_what_is_empty():

@@ -150,7 +150,7 @@ def test_t13_better_than_pab_at_equal_calls(capsys):
 
     plan = CalibratedPlan.load(DOCS / "flux-25.json")
     pipe = foveate.load_shapes("flux")
-    prompts = tuple(ask.caption for ask in asks_of(4, seed=2))
+    prompts = tuple(ask.caption for ask in asks_of("flux", 4, seed=2))
     runs = Runs(pipe=pipe, prompts=prompts, steps=25, call=MODELS["flux"].call)
     exact = runs.pictures()
     found = {}

@@ -6,7 +6,6 @@ import json
 import pytest
 from PIL import Image
 
-from foveate.cli import main
 from foveate.cli.models import Model
 from tiny_pipelines import Tiny
 
@@ -24,16 +23,9 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys):
+def run(foveate_command):
     """Runs the command line; gives (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return call
+    return foveate_command
 
 
 COMMANDS = [

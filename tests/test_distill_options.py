@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from foveate.cli import main
 from foveate.pipelines.distill import DistillConfig, distill, load_student, read_config
 from tiny_pipelines import SIZES, Tiny
 
@@ -87,16 +87,15 @@ def tiny_run(tmp_path_factory):
     return root, [f"--{name}={value}" for name, value in options.items()]
 
 
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(["distill", *map(str, arguments)])
-    printed = capsys.readouterr()
-    return stop.value.code, printed.out, printed.err
+@pytest.fixture
+def call(foveate_command):
+    """Runs `foveate distill`; gives (exit status, stdout, stderr)."""
+    return partial(foveate_command, "distill")
 
 
-def test_the_command(tiny_run, capsys):
+def test_the_command(tiny_run, call):
     root, flags = tiny_run
-    code, out, err = call(capsys, *flags)
+    code, out, err = call(*flags)
     assert code == 0, err
     assert f'foveate.load_student("{root / "run" / "student"}")' in out
     card = json.loads((root / "run" / "student" / "student.json").read_text())
@@ -109,7 +108,7 @@ def test_the_command(tiny_run, capsys):
     assert all(row["seconds_per_step"] > 0 and row["peak_memory_mib"] > 0 for row in rows)
     names = ["layers-0000001.png", "whole-0000001.png"]
     assert sorted(path.name for path in (root / "run" / "pictures").iterdir()) == names
-    code, _, err = call(capsys, *flags, "--steps=2")
+    code, _, err = call(*flags, "--steps=2")
     assert code == 2
     assert "holds a run with other options (steps was 1, is 2)" in err
     # other bases, and damaged files
@@ -128,8 +127,8 @@ def test_the_command(tiny_run, capsys):
         load_student(root)
 
 
-def test_flags_are_the_options(capsys):
-    code, out, _ = call(capsys, "--help")
+def test_flags_are_the_options(call):
+    code, out, _ = call("--help")
     assert code == 0
     for option in dataclasses.fields(DistillConfig):
         assert f"--{option.name.replace('_', '-')} " in out

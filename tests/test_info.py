@@ -8,7 +8,6 @@ import torch
 import triton
 
 from foveate import kernels
-from foveate.cli import main
 from foveate.kernels import local_attention
 from foveate.kernels.triton import tuned
 from foveate.kernels.triton.device import target
@@ -26,14 +25,13 @@ def probes():
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(foveate_command, monkeypatch):
     """Runs `foveate info` where the probes are these; gives (exit status, stdout)."""
 
     def call(found, *arguments):
         monkeypatch.setattr(probe_module, "probe", lambda device: found)
-        with pytest.raises(SystemExit) as stop:
-            main(["info", *arguments])
-        return stop.value.code, capsys.readouterr().out
+        code, out, _ = foveate_command("info", *arguments)
+        return code, out
 
     return call
 

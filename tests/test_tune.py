@@ -3,6 +3,7 @@
 import importlib
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ import triton
 from triton.runtime.errors import OutOfResources
 
 from triton_interpreter import DEVICE  # isort: skip, before triton
-from foveate.cli import main
 from foveate.kernels.triton import tuned
 from foveate.kernels.triton.flash_tiles import Tiles
 from foveate.kernels.triton.slots import Slot, spread
@@ -51,16 +51,9 @@ class Bench:
 
 
 @pytest.fixture
-def run(capsys):
+def run(foveate_command):
     """Runs `foveate tune`; gives (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main(["tune", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return stop.value.code, printed.out, printed.err
-
-    return call
+    return partial(foveate_command, "tune")
 
 
 def test_the_fastest_is_picked():

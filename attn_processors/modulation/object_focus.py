@@ -84,11 +84,13 @@ def _masses(site: Site, marked: torch.Tensor) -> torch.Tensor:
 
 def _smoothed(planes: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian average of [..., h, w]; at the borders the weights inside share the whole."""
-    rows, columns = (_weights(side, sigma).to(planes) for side in planes.shape[-2:])
+    rows, columns = (_weights(side, sigma, planes) for side in planes.shape[-2:])
     return rows @ planes @ columns.T
 
 
-def _weights(side: int, sigma: float) -> torch.Tensor:
+def _weights(side: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
     """[side, side] weights of a Gaussian; rows sum to 1."""
-    x = torch.arange(side, dtype=torch.float64)
-    return (-0.5 * ((x[:, None] - x) / sigma).square()).softmax(-1)
+    # made on the device, in float32 or wider: this runs in every layer
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    x = torch.arange(side, dtype=dtype, device=like.device)
+    return (-0.5 * ((x[:, None] - x) / sigma).square()).softmax(-1).to(like.dtype)

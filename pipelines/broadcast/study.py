@@ -25,7 +25,7 @@ from ...attn_processors.broadcast import FractionPlan, PabPlan, Plan, broadcast
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.schedule import read_schedule
 from ..shapes.clip_metrics import score_clip
-from ..shapes.load import MODELS, VIDEO_MODELS, load_shapes
+from ..shapes.load import ALL_MODELS, VIDEO_MODELS, load_shapes
 from ..shapes.metrics import score
 from ..shapes.scene import Ask, sample_scene
 from ..shapes.study.methods import slug
@@ -38,7 +38,6 @@ from .tables import write_page
 
 __all__ = ["main"]
 
-_ALL_MODELS = MODELS | VIDEO_MODELS
 # ranges of spatial, temporal and cross layers
 _PAB = ((2, 2, 2), (3, 4, 5), (5, 7, 9))
 _STORES = ("bf16", "int8", "fp8")
@@ -71,7 +70,7 @@ def plan_of(name: str, steps: int, folder: Path) -> CalibratedPlan:
         return CalibratedPlan.load(path)
     pipe = load_shapes(name)
     prompts = [ask.caption for ask in asks_of(name, 4, seed=1)]
-    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=_ALL_MODELS[name].call, seed=100)
+    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=ALL_MODELS[name].call, seed=100)
     plan.save(path)
     return plan
 
@@ -150,7 +149,7 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
     pipe = load_shapes(name)
     asks = asks_of(name, number, seed=2)
     prompts = tuple(ask.caption for ask in asks)
-    runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=_ALL_MODELS[name].call)
+    runs = Runs(pipe=pipe, prompts=prompts, steps=steps, call=ALL_MODELS[name].call)
     with counted_calls(pipe) as computed:
         exact = runs.pictures()
     for method in (Method("dense", "dense", None), *methods(runs, plan)):
@@ -162,7 +161,7 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(_ALL_MODELS))
+    parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(ALL_MODELS))
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--out", type=Path, default=Path("docs/broadcast"))

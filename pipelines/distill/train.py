@@ -77,10 +77,10 @@ def distill(
             show = _Show(pipe, handle, config, call)
             _run_stages(distiller, config, pictures, show)
     folder = out / "student"
-    # a copy of its own: FSDP leaves shards in the one that was trained
-    weights = _start(model, config)
-    weights.load_state_dict(load_file(_result(out, stages_of(config)[-1])))
     if PartialState().is_main_process:
+        # a copy of its own: FSDP leaves shards in the one that was trained
+        weights = _start(model, config)
+        weights.load_state_dict(load_file(_result(out, stages_of(config)[-1])))
         dtype = getattr(torch, config.save_dtype)
         save_student(folder, _card(model, config, weights, shared, pictures, call), weights, dtype)
     PartialState().wait_for_everyone()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 __all__ = [
+    "ALL_MODELS",
     "DIFFERENCE",
     "MODELS",
     "VIDEO_MODELS",
@@ -62,6 +63,7 @@ MODELS = {
     ),
 }
 VIDEO_MODELS = {"motion": ShapesModel("shapes-motion", 64, 4, {"guidance_scale": 3.0})}
+ALL_MODELS = MODELS | VIDEO_MODELS
 
 
 def weights_folder(name: str) -> Path:
@@ -69,12 +71,11 @@ def weights_folder(name: str) -> Path:
 
     As `save_pretrained` writes it; of a model on the base of another only what is its own.
     """
-    known = MODELS | VIDEO_MODELS
-    if name not in known:
+    if name not in ALL_MODELS:
         raise ValueError(
-            f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, known))}"
+            f"unknown embedded model {name!r}; expected one of {', '.join(map(repr, ALL_MODELS))}"
         )
-    return _WEIGHTS / known[name].folder
+    return _WEIGHTS / ALL_MODELS[name].folder
 
 
 def embedded_students() -> dict[str, Path]:

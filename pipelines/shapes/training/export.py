@@ -14,7 +14,15 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from ..load import DIFFERENCE, MODELS, VIDEO_MODELS, load_motion, load_shapes, weights_folder
+from ..load import (
+    ALL_MODELS,
+    DIFFERENCE,
+    MODELS,
+    VIDEO_MODELS,
+    load_motion,
+    load_shapes,
+    weights_folder,
+)
 
 __all__ = ["export", "main"]
 
@@ -63,7 +71,7 @@ def _clean(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=(*MODELS, *VIDEO_MODELS))
+    parser.add_argument("name", choices=tuple(ALL_MODELS))
     parser.add_argument("--run", type=Path, required=True)
     arguments = parser.parse_args()
     export(arguments.name, arguments.run)
