@@ -125,6 +125,24 @@ def test_a_saved_student_gives_the_same_output(tmp_path, name, student, radius, 
     assert not torch.equal(untrained, want)
 
 
+def test_a_student_goes_on_from_one_with_fewer_parts(tmp_path):
+    """At gate 0 a hybrid is its window: it begins as the local student that it starts from."""
+    parts = ("to_q", "to_k", "to_v", "to_out")
+    _, local = run(options(tmp_path, "flux", train=parts, rate=0.1, ema=0.0))
+    still = {"layer_steps": 0, "steps": 1, "rate": 1e-30, "gate": 0.0, "out": str(tmp_path / "h")}
+    config = options(
+        tmp_path, "flux", student="hybrid", train=(*parts, "gate"), start=str(local), **still
+    )
+    tiny, hybrid = run(config)
+    with apply(tiny.pipe, load_student(local)):
+        want = tiny()
+    with apply(tiny.pipe, load_student(hybrid)):
+        torch.testing.assert_close(tiny(), want, rtol=1e-5, atol=1e-5)
+    less = dataclasses.replace(config, train=("to_q", "gate"), out=str(tmp_path / "less"))
+    with pytest.raises(ValueError, match="other layers, parts or sizes"):
+        run(less)
+
+
 def test_a_student_meets_a_model_in_half_precision(tmp_path):
     """Loaded parts take the dtype of the model they are put on, and leave the file's as it is."""
     _, folder = run(options(tmp_path, "flux", layer_steps=0, steps=1, rate=0.1))

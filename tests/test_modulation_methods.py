@@ -237,6 +237,29 @@ def test_object_focus_refuses_shares_outside_of_0_to_1(option, value):
         foveate.ObjectFocus(SCENE, **{option: value})
 
 
+def test_object_focus_goes_by_the_finest_layers(monkeypatch):
+    tiny = Tiny("sd")
+    scene = foveate.Scene(SCENE.prompt, phrases=list(BOXES))
+    focus, maps = foveate.ObjectFocus(scene), foveate.SpanMaps(scene)
+    added = {focus: [], maps: []}
+    for reader, grids in added.items():
+        store = type(reader.new_store())
+
+        def add(self, step, planes, add=store.add, grids=grids):
+            grids.append(tuple(planes.shape[2:]))
+            add(self, step, planes)
+
+        monkeypatch.setattr(store, "add", add)
+    with foveate.modulate(tiny.pipe, [focus, maps]):
+        tiny(prompt=SCENE.prompt, steps=3)
+    finest = max(added[maps], key=math.prod)
+    assert set(added[maps]) > {finest}
+    assert added[focus] == [grid for grid in added[maps] if grid == finest]
+    store = focus.new_store()
+    takes = [store.takes(grid) for grid in [(4, 4), (8, 6), (4, 4), (8, 6)]]
+    assert takes == [True, True, False, True]
+
+
 def test_object_focus_forgets_from_run_to_run():
     tiny = Tiny("sd")
     scene = foveate.Scene(SCENE.prompt, phrases=list(BOXES))

@@ -3,11 +3,14 @@
 The object-focused mask of attribution focusing (arXiv:2404.13899), without boxes. The paper's
 constants and the source of its masks are not public. Here a pixel i belongs to the phrase g of the
 largest m_ig / mean_i m_ig, where m is the attention mass of the words of g in the step before, mean
-over heads and layers: divided by its mean, since some words draw more attention everywhere; over
-layers and from one step to the next, so that all of them agree on one partition of the picture.
+over heads and the layers with most tokens: divided by its mean, since some words draw more attention
+everywhere; over layers and from one step to the next, so that all of them agree on one partition of
+the picture; of the finest layers, since coarse ones look where no object of the phrase will be.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -46,14 +49,15 @@ class ObjectFocus(Modulation):
         self.smooth = smooth
         self.least = least
 
-    def new_store(self) -> MapStore:
-        return MapStore(self.scene.phrases)
+    def new_store(self) -> _FinestMaps:
+        return _FinestMaps(self.scene.phrases)
 
     def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan | None:
         phrases = site.tokens[self.scene].phrases
         marked = torch.stack([site.marked(phrases[name]) for name in self.scene.phrases])  # [G, M]
         store = site.stores[self]
-        store.add(site.progress, _masses(site, marked))
+        if store.takes(site.grid):
+            store.add(site.progress, _masses(site, marked))
         earlier = [step for step in store.steps if step < site.progress]
         if not earlier:
             return None
@@ -73,6 +77,22 @@ class ObjectFocus(Modulation):
         share = mass / mass.sum(1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
         top, winner = share.max(1)
         return winner.masked_fill(top < self.least, mass.shape[1])
+
+
+class _FinestMaps(MapStore):
+    """Of the layers with most tokens alone."""
+
+    def clear(self) -> None:
+        super().clear()
+        self._most = 0
+
+    def takes(self, grid: tuple[int, int]) -> bool:
+        """Whether no finer layer is known; what coarser ones left is forgotten."""
+        tokens = math.prod(grid)
+        if tokens > self._most:
+            self.clear()
+            self._most = tokens
+        return tokens == self._most
 
 
 def _masses(site: Site, marked: torch.Tensor) -> torch.Tensor:

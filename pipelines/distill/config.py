@@ -81,7 +81,11 @@ class DistillConfig:
     layers: tuple[str, ...] | None = _option(
         "Student", "Patterns of layer names, such as 'up_blocks.*'. Default: every layer.", None
     )
-    start: str | None = _option("Student", "A saved student of the same kind to go on from.", None)
+    start: str | None = _option(
+        "Student",
+        "A saved student to go on from, of the same kind or with fewer parts: hybrid from local.",
+        None,
+    )
 
     prompts: str | None = _option(
         "Data", "Text file, a prompt a line. Default: captions of the embedded models.", None

@@ -157,7 +157,7 @@ def _check_precision(model: nn.Module, config: DistillConfig) -> None:
 
 
 def _start(model: nn.Module, config: DistillConfig) -> LayerWeights:
-    """Untrained parts, or those of the student to go on from."""
+    """Untrained parts, and in their place those of the student to go on from, which may have fewer."""
     weights = fresh_weights(model, config)
     if config.start is None:
         return weights
@@ -165,9 +165,10 @@ def _start(model: nn.Module, config: DistillConfig) -> LayerWeights:
     ours, theirs = (
         {key: tuple(x.shape) for key, x in part.state_dict().items()} for part in (weights, found)
     )
-    if type(weights) is not type(found) or weights.names != found.names or ours != theirs:
+    if weights.names != found.names or not theirs.items() <= ours.items():
         raise ValueError(f"start={config.start} holds a student of other layers, parts or sizes")
-    return found.requires_grad_(True)
+    weights.load_state_dict(found.state_dict(), strict=False)
+    return weights
 
 
 @contextmanager
