@@ -3,9 +3,10 @@
 The object-focused mask of attribution focusing (arXiv:2404.13899), without boxes. The paper's
 constants and the source of its masks are not public. Here a pixel i belongs to the phrase g of the
 largest m_ig / mean_i m_ig, where m is the attention mass of the words of g in the step before, mean
-over heads and the layers with most tokens: divided by its mean, since some words draw more attention
-everywhere; over layers and from one step to the next, so that all of them agree on one partition of
-the picture; of the finest layers, since coarse ones look where no object of the phrase will be.
+over heads and the layers with most tokens: divided by its mean, since some words draw more
+attention everywhere; over layers and from one step to the next, so that all of them agree on one
+partition of the picture; of the finest layers, since coarse ones look where no object of the phrase
+will be.
 """
 
 from __future__ import annotations

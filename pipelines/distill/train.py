@@ -157,7 +157,7 @@ def _check_precision(model: nn.Module, config: DistillConfig) -> None:
 
 
 def _start(model: nn.Module, config: DistillConfig) -> LayerWeights:
-    """Untrained parts, and in their place those of the student to go on from, which may have fewer."""
+    """Untrained parts; those of the student to go on from, which may be fewer, take their place."""
     weights = fresh_weights(model, config)
     if config.start is None:
         return weights
