@@ -41,6 +41,7 @@ def drifting(timesteps, layers=2, seed=0, sizes=None):
         reuse=reuse,
         forecast=forecast,
         weight=weight,
+        forecast_weight={kind: w * (0.3 + t / 1000) for kind, w in weight.items()},
         seconds=rng.uniform(1, 3, layers),
         num_bytes=np.array([100.0] * layers if sizes is None else sizes),
         forward_seconds=20.0,
@@ -53,10 +54,16 @@ def of_kind(curves, kind, name):
     return np.linalg.norm(getattr(curves, name)[own], axis=0)
 
 
+def weighed(curves, kind):
+    """Reuse [n, G] and forecast [n, G, G + 1] of a kind, times the roots of their weights."""
+    reuse, forecast = (of_kind(curves, kind, name) for name in ("reuse", "forecast"))
+    weights = curves.weight[kind] ** 0.5, curves.forecast_weight[kind] ** 0.5
+    return weights[0][:, None] * reuse, weights[1][:, None, None] * forecast
+
+
 def error_of(curves, kind, row):
     """The predicted error of a row that all layers of a kind share, by its definition."""
-    reuse, forecast = (of_kind(curves, kind, name) for name in ("reuse", "forecast"))
-    weight = curves.weight[kind]
+    reuse, forecast = weighed(curves, kind)
     total, computed, run = 0.0, [], 0.0
     for j, letter in enumerate(row):
         if letter == "#":
@@ -69,7 +76,7 @@ def error_of(curves, kind, row):
             error = forecast[j, lag - 1, gap - 1]
         else:
             error = reuse[j, lag - 1]
-        run += weight[j] ** 0.5 * error
+        run += error
     return total + run**2
 
 
@@ -94,8 +101,8 @@ def _better(curves, kind, places, i):
     lag = i - before[-1]
     if len(before) < 2 or before[-1] - before[-2] > MAX_LAG + 1:
         return "="
-    reuse = of_kind(curves, kind, "reuse")[i, lag - 1]
-    forecast = of_kind(curves, kind, "forecast")[i, lag - 1, before[-1] - before[-2] - 1]
+    reuse, forecast = weighed(curves, kind)
+    reuse, forecast = reuse[i, lag - 1], forecast[i, lag - 1, before[-1] - before[-2] - 1]
     return "~" if forecast < reuse else "="
 
 
@@ -151,8 +158,9 @@ def test_other_numbers_of_steps_are_interpolated(n):
         assert (np.isfinite(got) == np.isfinite(want)).all()
         seen = np.isfinite(want)
         assert np.allclose(got[seen], want[seen], rtol=0.05)
-    for kind, weight in exact.weight.items():
-        assert np.allclose(coarse.weight[kind], weight, rtol=0.1)
+    for name in ("weight", "forecast_weight"):
+        for kind, weight in getattr(exact, name).items():
+            assert np.allclose(getattr(coarse, name)[kind], weight, rtol=0.1)
 
 
 def test_repeated_timesteps_are_finite():

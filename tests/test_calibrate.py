@@ -63,15 +63,22 @@ def test_curves_are_those_of_the_layers(pixart, curves):
     assert set(curves.num_bytes) == {24 * 24 * 4}
 
 
-def test_weights_say_what_one_reuse_does(pixart, curves):
+@pytest.mark.parametrize("arm", ["=", "~"])
+def test_weights_say_what_one_reuse_or_forecast_does(pixart, curves, arm):
     runs = Runs(pipe=pixart.pipe, prompts=("a cat", "a dog"), steps=STEPS, call=pixart.arguments)
     exact = runs.latents()
     own = [name for name, kind in curves.layers.items() if kind == "cross"]
-    rows = {name: "####=###" if name in own else "#" * STEPS for name in curves.layers}
+    place = 4 if arm == "=" else 5
+    once = "#" * place + arm + "#" * (STEPS - place - 1)
+    rows = {name: once if name in own else "#" * STEPS for name in curves.layers}
     with broadcast(pixart.pipe, TablePlan(rows)):
         error = float(((runs.latents() - exact) ** 2).mean())
     places = [list(curves.layers).index(name) for name in own]
-    predicted = curves.weight["cross"][4] * (curves.reuse[places, 4, 0] ** 2).sum()
+    if arm == "=":
+        weight, errors = curves.weight, curves.reuse[places, place, 0]
+    else:
+        weight, errors = curves.forecast_weight, curves.forecast[places, place, 0, 0]
+    predicted = weight["cross"][place] * (errors**2).sum()
     assert predicted == pytest.approx(error, rel=1e-2)
 
 

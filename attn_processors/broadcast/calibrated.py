@@ -19,7 +19,7 @@ from .search import Found, search
 
 __all__ = ["CalibratedPlan"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +163,15 @@ def _curves(data: dict) -> Curves:
     arrays = ("reuse", "forecast", "seconds", "num_bytes")
     # null becomes nan
     read = {name: np.nan_to_num(np.array(data[name], dtype=float), nan=np.inf) for name in arrays}
-    weight = {kind: np.array(values, dtype=float) for kind, values in data["weight"].items()}
+    weight, forecast_weight = (
+        {kind: np.array(values, dtype=float) for kind, values in data[name].items()}
+        for name in ("weight", "forecast_weight")
+    )
     return Curves(
         timesteps=tuple(data["timesteps"]),
         layers=data["layers"],
         weight=weight,
+        forecast_weight=forecast_weight,
         forward_seconds=data["forward_seconds"],
         **read,
     )

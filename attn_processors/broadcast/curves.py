@@ -24,7 +24,8 @@ class Curves:
     layers: {layer: kind}.
     reuse: [L, n, G], relative error at evaluation j of the output of j - g, g = 1..G.
     forecast: [L, n, G, G + 1], the same of the forecast from j - g and j - g - h, h = 1..G + 1.
-    weight: {kind: [n]}, squared error of the final latent for a unit of squared relative error.
+    weight, forecast_weight: {kind: [n]}, squared error of the final latent for a unit of squared
+        relative error, of reuse and of forecasts.
     seconds: [L], of one call of the layer.
     num_bytes: [L], of one output in its own precision.
     forward_seconds: of one forward of the model.
@@ -36,6 +37,7 @@ class Curves:
     reuse: np.ndarray
     forecast: np.ndarray
     weight: Mapping[str, np.ndarray]
+    forecast_weight: Mapping[str, np.ndarray]
     seconds: np.ndarray
     num_bytes: np.ndarray
     forward_seconds: float
@@ -51,16 +53,17 @@ class Curves:
         if len(new) == len(self.timesteps) and np.allclose(new, self.timesteps, atol=0.5):
             return self
         times = np.asarray(new)
-        weight = {
-            kind: np.exp(_between(self.timesteps, np.log(w), times))
-            for kind, w in self.weight.items()
-        }
+        weight, forecast_weight = (
+            {kind: np.exp(_between(self.timesteps, np.log(w), times)) for kind, w in own.items()}
+            for own in (self.weight, self.forecast_weight)
+        )
         return Curves(
             timesteps=new,
             layers=self.layers,
             reuse=self._reuse_at(times),
             forecast=self._forecast_at(times),
             weight=weight,
+            forecast_weight=forecast_weight,
             seconds=self.seconds,
             num_bytes=self.num_bytes,
             forward_seconds=self.forward_seconds,

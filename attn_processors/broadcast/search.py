@@ -81,11 +81,17 @@ def _best(
     curves: Curves, kind: str, layers: list[int], use_forecast: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weighed error [n, G, G + 1] of a kind by lag and last gap, and whether it is a forecast's."""
-    reuse, forecast = (np.sqrt((x[layers] ** 2).sum(0)) for x in (curves.reuse, curves.forecast))
+    reuse = _weighed(curves.reuse[layers], curves.weight[kind])
+    forecast = _weighed(curves.forecast[layers], curves.forecast_weight[kind])
     reuse = np.repeat(reuse[..., None], _GAPS, -1)
     is_forecast = (forecast < reuse) & use_forecast
-    error = np.where(is_forecast, forecast, reuse)
-    return np.sqrt(curves.weight[kind])[:, None, None] * error, is_forecast
+    return np.where(is_forecast, forecast, reuse), is_forecast
+
+
+def _weighed(errors: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Errors [layers, n, ...] of all layers as one, [n, ...]."""
+    whole = np.sqrt((errors**2).sum(0))
+    return np.sqrt(weight).reshape(-1, *[1] * (whole.ndim - 1)) * whole
 
 
 def _segments(errors: np.ndarray) -> np.ndarray:

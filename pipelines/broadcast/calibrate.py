@@ -1,11 +1,12 @@
-"""A plan from measurements: what reuse does to the final latent, and the best rows.
+"""A plan from measurements: what reuse and forecasts do to the final latent, and the best rows.
 
 1. A dense run: how far every layer's output is from its earlier ones, and from their extrapolation.
 2. For each kind of layer and every third evaluation, a run in which that kind alone reuses there
-   alone: the squared error of the final latent. Divided by the squared differences of 1, it is the
-   weight of the kind at the evaluation; in between it is interpolated on a logarithmic scale.
-   Without these weights such plans can be worse than a fixed one: an early difference is repaired
-   by later steps, one in the last steps never.
+   alone, and one in which it forecasts: the squared error of the final latent. Divided by the
+   squared differences of 1, it is the weight of reuse or forecast at the evaluation; in between it
+   is interpolated on a logarithmic scale. Without these weights such plans can be worse than a
+   fixed one: an early difference is repaired by later steps, one in the last steps never, and a
+   forecast that is as far off as a stale output, but to all sides, does less harm.
 3. The rows of least weighted error for the calls, cost or quality asked for.
 4. A check on prompts that were not used.
 """
@@ -28,7 +29,7 @@ from ...attn_processors.broadcast.install import attach, layer_kinds
 from ...attn_processors.broadcast.schedule import read_schedule
 from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoisers_of
-from ...kernels.broadcast import COMPUTE, MIN_EVALUATIONS, REUSE
+from ...kernels.broadcast import COMPUTE, FORECAST, MIN_EVALUATIONS, REUSE
 from .record import WHOLE, Recording, layer_seconds
 from .runs import Runs, psnr
 
@@ -36,6 +37,7 @@ __all__ = ["calibrate", "measure"]
 
 _EVERY = 3  # evaluations between two of step 2
 _HALVINGS = 6
+_ARMS = {REUSE: "reuse", FORECAST: "forecast"}
 
 
 def calibrate(
@@ -105,14 +107,15 @@ def measure(runs: Runs) -> Curves:
     finally:
         attached.remove()
     errors = [recording.errors(name, timesteps) for name in kinds]
-    reuse = rounded(np.stack([e[0] for e in errors]))
+    reuse, forecast = (rounded(np.stack(of_arm)) for of_arm in zip(*errors, strict=True))
     taken = seconds()
     return Curves(
         timesteps=timesteps,
         layers=kinds,
         reuse=reuse,
-        forecast=rounded(np.stack([e[1] for e in errors])),
-        weight=_weights(runs, exact, kinds, reuse),
+        forecast=forecast,
+        weight=_weights(runs, exact, kinds, REUSE, reuse[..., 0]),
+        forecast_weight=_weights(runs, exact, kinds, FORECAST, forecast[..., 0, 0]),
         seconds=rounded(np.array([taken[name] for name in kinds])),
         num_bytes=rounded(np.array([recording.num_bytes[name] for name in kinds], dtype=float)),
         forward_seconds=float(rounded(np.array(taken[WHOLE]))),
@@ -120,20 +123,21 @@ def measure(runs: Runs) -> Curves:
 
 
 def _weights(
-    runs: Runs, exact: torch.Tensor, kinds: Mapping[str, str], reuse: np.ndarray
+    runs: Runs, exact: torch.Tensor, kinds: Mapping[str, str], arm: str, errors: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """{kind: [n]}: step 2."""
-    n = reuse.shape[1]
-    places = sorted({*range(1, n - 2, _EVERY), n - 3})
+    """{kind: [n]} of an arm with these errors [L, n] at the evaluation: step 2."""
+    n = errors.shape[1]
+    first = int(np.isfinite(errors[0]).argmax())
+    places = sorted({*range(first, n - 2, _EVERY), n - 3})
     todo = [(kind, i) for kind in dict.fromkeys(kinds.values()) for i in places]
     found: dict[str, list[float]] = {}
-    for kind, i in tqdm(todo, desc="calibrate", unit="run", mininterval=1):
+    for kind, i in tqdm(todo, desc=f"calibrate {_ARMS[arm]}", unit="run", mininterval=1):
         own = [place for place, k in enumerate(kinds.values()) if k == kind]
-        once = COMPUTE * i + REUSE + COMPUTE * (n - i - 1)
+        once = COMPUTE * i + arm + COMPUTE * (n - i - 1)
         rows = {name: once if k == kind else COMPUTE * n for name, k in kinds.items()}
         with broadcast(runs.pipe, TablePlan(rows)):
             error = float(((runs.latents() - exact) ** 2).mean())
-        moved = float((reuse[own, i, 0] ** 2).sum())
+        moved = float((errors[own, i] ** 2).sum())
         found.setdefault(kind, []).append(max(error, 1e-20) / max(moved, 1e-20))
     every = np.arange(n)
     return {
