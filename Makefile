@@ -13,7 +13,7 @@ demo: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/foveate demo --out demo.png
 
 test: $(STAMP)
-	@$(BIN)/pytest tests
+	@$(BIN)/pytest tests --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # every family's stock pipeline against every processor and neighbour; writes docs/compatibility.md; minutes
 conformance: $(STAMP)

@@ -4,7 +4,8 @@
 
 For each model: PAB at three strengths; at as many computed calls as each of them, the calibrated
 plans; and always beside them dense attention with fewer steps at the same cost. Then the portable
-plan, the ways to hold outputs, and the caches of others that are installed.
+plan, the ways to hold outputs, the caches of others that are installed, and dense attention with
+still fewer steps, for models in which attention takes more of the time.
 Every method is a file of its own, and what is there is not run again.
 """
 
@@ -40,6 +41,7 @@ __all__ = ["main"]
 
 # ranges of spatial, temporal and cross layers
 _PAB = ((2, 2, 2), (3, 4, 5), (5, 7, 9))
+_FEWER = (0.8, 0.7, 0.6, 0.5)  # of the steps
 _STORES = ("bf16", "int8", "fp8")
 
 
@@ -98,6 +100,9 @@ def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
         yield Method(f"every 2nd, {arm}", "portable", FractionPlan(arm=arm))
     for store in ("native", *_STORES):
         yield Method(f"calibrated at 1/2, {store}", "stores", replace(plan, share=0.5), store)
+    for less in _FEWER:
+        steps = round(less * runs.steps)
+        yield Method(f"dense, {steps} steps", "fewer steps", None, steps=steps)
     for name, peer in peers(runs.pipe).items():
         yield Method(name, "peers", None, peer=peer)
 
