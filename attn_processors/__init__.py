@@ -18,7 +18,7 @@ from .report import Report
 from .softmax import SoftmaxAttnProcessor
 from .status import Status, status
 from .trained.agent import AgentLayer, AgentWeights
-from .trained.linear import LinearLayer, LinearWeights
+from .trained.linear import DynamicResidual, LinearLayer, LinearWeights, StaticResidual
 from .trained.local import LocalLayer, LocalWeights
 from .window import WindowAttnProcessor
 
@@ -28,6 +28,7 @@ __all__ = [
     "AgentWeights",
     "BroadcastAttnProcessor",
     "CalibratedPlan",
+    "DynamicResidual",
     "Family",
     "FoveatedAttnProcessor",
     "FractionPlan",
@@ -42,6 +43,7 @@ __all__ = [
     "PabPlan",
     "Report",
     "SoftmaxAttnProcessor",
+    "StaticResidual",
     "Status",
     "WindowAttnProcessor",
     "apply",

@@ -34,10 +34,20 @@ dense = draw()
 with foveate.apply(pipe, foveate.LocalAttnProcessor(radius=8)) as handle:
     local = draw()
     print(handle.report())
-assert draw() == dense  # leaving the block undid it, bit for bit
 
-both = Image.new("RGB", (2 * 96, 96))
-both.paste(dense, (0, 0))
-both.paste(local, (96, 0))
-both.save(options.out)
-print(f"dense and local side by side: {options.out}")
+# a radius for each head; a UNet's layers differ in heads
+radii = {2: (4, 16), 4: (2, 4, 8, 16)}
+per_head = {
+    name: foveate.LocalAttnProcessor(radius=radii[layer.heads])
+    for name, layer in pipe.unet.named_modules()
+    if name.endswith("attn1")
+}
+with foveate.apply(pipe, per_head):
+    multi_scale = draw()
+assert draw() == dense  # leaving the blocks undid it, bit for bit
+
+row = Image.new("RGB", (3 * 96, 96))
+for i, picture in enumerate((dense, local, multi_scale)):
+    row.paste(picture, (i * 96, 0))
+row.save(options.out)
+print(f"dense, local, a radius for each head: {options.out}")

@@ -1,9 +1,10 @@
-"""Published weights: a file in CLEAR's format, written here, loaded onto a stock pipeline.
+"""Published weights: files in CLEAR's and in LinFusion's format, written here, on stock pipelines.
 
 python examples/checkpoints.py --out checkpoints.png
 """
 
 import argparse
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -19,39 +20,41 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="checkpoints.png")
 parser.add_argument("--steps", type=int, default=25)
 options = parser.parse_args()
+pipes = {name: foveate.load_shapes(name) for name in ("flux", "sd")}
+folder = tempfile.TemporaryDirectory()
 
-pipe = foveate.load_shapes("flux")
 
-
-def draw():
-    return pipe(
-        "a red circle left of a blue square on a teal background",
-        height=64,
-        width=64,
-        num_inference_steps=options.steps,
-        generator=torch.Generator().manual_seed(0),
-        **MODELS["flux"].call,
-    ).images[0]
+def draw(name):
+    size = {"height": 64, "width": 64, "num_inference_steps": options.steps}
+    prompt = "a red circle left of a blue square on a teal background"
+    seed = torch.Generator().manual_seed(0)
+    return pipes[name](prompt, **size, generator=seed, **MODELS[name].call).images[0]
 
 
 # the keys of CLEAR's files are those of the model; here the values are too, but for a little noise
 trained = re.compile(r"attn\.(to_q|to_k|to_v|to_out\.0)\.")
-tensors = {
-    key: value + 0.02 * value.std(correction=0) * torch.randn_like(value)
-    for key, value in pipe.transformer.state_dict().items()
-    if trained.search(key)
-}
-with tempfile.TemporaryDirectory() as folder:
-    save_file(tensors, Path(folder) / "clear_local_8.safetensors")
-    processor = foveate.LocalAttnProcessor.from_pretrained(folder, window=8)
-    before = draw()
-    with foveate.apply(pipe, processor) as handle:
-        pictures = [before, draw()]
-        print(str(handle.report()).splitlines()[0])
-assert draw() == before  # the model's own weights were never touched
+own = {k: x for k, x in pipes["flux"].transformer.state_dict().items() if trained.search(k)}
+noisy = {k: x + 0.02 * x.std(correction=0) * torch.randn_like(x) for k, x in own.items()}
+save_file(noisy, Path(folder.name, "clear_local_8.safetensors"))
+clear = foveate.LocalAttnProcessor.from_pretrained(folder.name, window=8)
 
-row = Image.new("RGB", (len(pictures) * 64, 64))
-for i, picture in enumerate(pictures):
-    row.paste(picture, (i * 64, 0))
+# LinFusion's are numbered by a list of layers; the values are those of a student in the package
+weights = foveate.load_student("shapes-sd-linear").weights
+modules = [(name, pipes["sd"].unet.get_submodule(name)) for name in weights.names]
+modules_list = [
+    {"module_name": n, "dim_n": m.to_q.in_features, "heads": m.heads, "projection_mid_dim": None}
+    for n, m in modules
+]
+Path(folder.name, "config.json").write_text(json.dumps({"modules_list": modules_list}))
+save_file(weights.state_dict(), Path(folder.name, "diffusion_pytorch_model.safetensors"))
+linfusion = foveate.LinearAttnProcessor.from_pretrained(folder.name)
+
+row = Image.new("RGB", (4 * 64, 64))
+for i, (name, processor) in enumerate({"flux": clear, "sd": linfusion}.items()):
+    dense = draw(name)
+    row.paste(dense, (2 * i * 64, 0))
+    with foveate.apply(pipes[name], processor):
+        row.paste(draw(name), ((2 * i + 1) * 64, 0))
+    assert draw(name) == dense  # the model's own weights were never touched
 row.save(options.out)
-print(f"dense, local with the file's projections: {options.out}")
+print(f"dense and CLEAR on shapes-flux, dense and LinFusion on shapes-sd: {options.out}")

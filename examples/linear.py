@@ -1,4 +1,4 @@
-"""Linear attention in a stock pipeline: untrained, and as the far field of a softmax window.
+"""Linear attention in a stock pipeline: untrained forms, and the far field of a window.
 
 python examples/linear.py --out linear.png
 """
@@ -12,9 +12,14 @@ import foveate
 from foveate.attn_processors import LinearLayer, LinearWeights
 from foveate.pipelines.shapes.load import MODELS
 
+FORMS = {name: {"feature_map": name} for name in ("elu", "relu", "focused")} | {
+    "affine": {"feature_map": "identity", "affine": True},
+    "rank_augment": {"rank_augment": True},
+}
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--out", default="linear.png")
 parser.add_argument("--steps", type=int, default=25)
+parser.add_argument("--form", nargs="+", choices=FORMS, default=[*FORMS])
 options = parser.parse_args()
 
 pipe = foveate.load_shapes("sd")
@@ -33,14 +38,11 @@ def draw():
 
 # LinFusion's projections, as they are before training: copies of the model's own, with g = 0
 names = [name for name, _ in pipe.unet.named_modules() if name.endswith("attn1")]
-weights = LinearWeights(
-    {name: LinearLayer.from_attention(pipe.unet.get_submodule(name)) for name in names}
-)
-processors = [
-    foveate.LinearAttnProcessor(),
-    foveate.LinearAttnProcessor(weights=weights),
-    foveate.LinearAttnProcessor(radius=4, feature_map="hedgehog", gate=1.0),
-]
+layers = {name: LinearLayer.from_attention(pipe.unet.get_submodule(name)) for name in names}
+forms = [FORMS[name] for name in options.form]
+processors = [foveate.LinearAttnProcessor(**forms[0], weights=LinearWeights(layers))]
+processors += [foveate.LinearAttnProcessor(**form) for form in forms]
+processors.append(foveate.LinearAttnProcessor(radius=4, feature_map="hedgehog", gate=1.0))
 pictures = [draw()]
 for processor in processors:
     with foveate.apply(pipe, processor) as handle:
@@ -52,4 +54,4 @@ row = Image.new("RGB", (len(pictures) * 96, 96))
 for i, picture in enumerate(pictures):
     row.paste(picture, (i * 96, 0))
 row.save(options.out)
-print(f"dense, linear, linear with untrained projections, window and linear: {options.out}")
+print(f"dense, untrained projections, {', '.join(options.form)}, window and linear: {options.out}")

@@ -171,19 +171,37 @@ def test_gradients_equal_the_oracles():
         torch.testing.assert_close(one, other, **FLOAT64)
 
 
+def resized(table):
+    """A bias [H, s, s, s, s] at 8 x 12 agents and 16 x 24 tokens: [H, 96, 384]."""
+    side = table.shape[-1]
+    tokens = F.interpolate(table.flatten(1, 2), (16, 24), mode="bilinear").flatten(2)
+    agents = tokens.mT.unflatten(2, (side, side))
+    return F.interpolate(agents, (8, 12), mode="bilinear").flatten(2).mT
+
+
+def plain(q, k, v, key_bias, query_bias, conv):
+    """The formula on 16 x 24 tokens and a quarter as many agents."""
+    agents = q.unflatten(2, (8, 2, 12, 2)).mean((3, 5)).flatten(2, 3)
+    scale = q.shape[-1] ** -0.5
+    seen = (agents @ k.mT * scale + resized(key_bias)).softmax(-1) @ v
+    out = (q @ agents.mT * scale + resized(query_bias).mT).softmax(-1) @ seen
+    picture = v.mT.flatten(1, 2).unflatten(2, (16, 24))
+    near = F.conv2d(picture, conv.flatten(0, 1)[:, None], padding=1, groups=picture.shape[1])
+    return out + near.flatten(2).unflatten(1, v.shape[1:4:2]).mT
+
+
+@pytest.mark.parametrize("given", [(), ("key_bias", "query_bias"), ("conv",)], ids=" ".join)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_errs_no_more_than_plain_torch(dtype):
+def test_low_precision_errs_no_more_than_plain_torch(dtype, given):
     layout = TokenLayout(grid=(1, 16, 24))
     low = make_qkv(layout, dim=64, dtype=dtype)
-
-    def plain(q, k, v):
-        agents = q.unflatten(2, (8, 2, 12, 2)).mean((3, 5)).flatten(2, 3)
-        return dense(q, agents, dense(agents, k, v))
-
-    truth = plain(*(x.double() for x in low))
-    out = agent_attention(*low, layout=layout, agents=96)
+    parts = tables(layout, dim=64, dtype=dtype)
+    parts = {name: x * (name in given) for name, x in parts.items()}
+    truth = plain(*(x.double() for x in (*low, *parts.values())))
+    out = agent_attention(*low, layout=layout, agents=96, **{name: parts[name] for name in given})
     assert out.dtype == dtype
-    error, allowed = ((x.double() - truth).square().mean().sqrt() for x in (out, plain(*low)))
+    plainly = plain(*low, *parts.values())
+    error, allowed = ((x.double() - truth).square().mean().sqrt() for x in (out, plainly))
     assert error <= 2 * allowed
 
 

@@ -7,6 +7,7 @@ from foveate.attn_processors import (
     AgentAttnProcessor,
     AgentLayer,
     AgentWeights,
+    DynamicResidual,
     FoveatedAttnProcessor,
     LinearAttnProcessor,
     LinearLayer,
@@ -18,7 +19,6 @@ from foveate.attn_processors import (
     apply,
 )
 from foveate.attn_processors.layouts import TARGETS, attention_layers, family_of
-from foveate.attn_processors.trained.linear import DynamicResidual
 from tiny_pipelines import Tiny
 
 

@@ -1,5 +1,8 @@
 """Where a file of trained weights may be, and files that cannot be read."""
 
+import functools
+import socket
+
 import huggingface_hub
 import pytest
 import torch
@@ -61,6 +64,41 @@ def test_a_linfusion_repository(hub):
     write_linfusion(hub("Yuanshi/LinFusion-1-5"), tiny.model)
     processor = LinearAttnProcessor.from_pretrained("Yuanshi/LinFusion-1-5")
     assert len(processor.weights) == 7
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """The hub may be asked, and every request fails by its host."""
+
+    def refuse(host, *_, **__):
+        raise AssertionError(f"a request to {host}")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        functools.partial(LocalAttnProcessor.from_pretrained, "Huage001/CLEAR", window=3),
+        functools.partial(LinearAttnProcessor.from_pretrained, "Yuanshi/LinFusion-XL"),
+    ],
+    ids=["clear", "linfusion"],
+)
+def test_local_files_only_makes_no_request(hub, online, read):
+    with pytest.raises(AssertionError, match="a request to"):
+        read()
+    with pytest.raises(FileNotFoundError, match="repository of that name did not give .*cache"):
+        read(local_files_only=True)
+
+
+def test_local_files_only_reads_the_cache_without_a_request(clear_file, hub, online):
+    clear_file.rename(hub("Huage001/CLEAR") / clear_file.name)
+    with pytest.raises(AssertionError, match="a request to"):
+        load("Huage001/CLEAR")
+    assert len(load("Huage001/CLEAR", local_files_only=True).weights) == 2
+    with pytest.raises(FileNotFoundError, match="owner/base .* did not give .*cache"):
+        load("Huage001/CLEAR", base="owner/base", local_files_only=True)
 
 
 @pytest.mark.parametrize("source", ["nothing", "a/nothing.safetensors", "./a/b/c", "/a/b/c"])

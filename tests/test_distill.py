@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -93,6 +94,9 @@ def test_an_unfinished_run_goes_on_exactly(tmp_path, monkeypatch):
     told = [[(r["stage"], r["step"], r["loss"], r["rate"]) for r in x] for x in (rows, wanted)]
     assert told[0] == told[1]
     assert len(told[0]) == 8
+    has_matplotlib = find_spec("matplotlib") is not None
+    plots = [(folder.parent / "loss.png").exists() for folder in (whole, resumed)]
+    assert plots == [has_matplotlib, has_matplotlib]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from tiny_pipelines import Tiny
 from two_ranks import SHARDED, options
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
+# port 0 is any free one
+LAUNCH = "-m accelerate.commands.launch --num_processes 2 --num_machines 1 --main_process_port 0"
 
 
 def losses(out):
@@ -21,9 +23,10 @@ def losses(out):
     return [[row.get(name, 0.0) for name in names] for row in read_log(out / "log.jsonl")]
 
 
-def train_by_two(out, data, *arguments):
-    command = [sys.executable, str(SCRIPT), str(out), str(data), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def train_by_two(out, data, *how):
+    command = [sys.executable, *LAUNCH.split(), *how, str(SCRIPT), str(out), str(data)]
+    # --cpu would start a single process
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, cwd=out.parent, env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert sorted(path.name for path in out.glob("rank-*")) == ["rank-0", "rank-1"]
@@ -31,7 +34,7 @@ def train_by_two(out, data, *arguments):
 
 def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path):
     two, data = tmp_path / "two", tmp_path / "data"
-    train_by_two(two, data)
+    train_by_two(two, data, "--multi_gpu")
     drawn = {path: path.stat().st_mtime_ns for path in data.glob("*/pictures-*")}
     assert len(drawn) == 4
 
@@ -50,7 +53,7 @@ def test_two_processes_equal_one_with_a_batch_twice_as_large(tmp_path):
 def test_sharded_parameters_train_like_whole_ones(tmp_path):
     """FSDP: the student's parameters, gradients and optimiser are spread over two processes."""
     two, one, data = (tmp_path / name for name in ("two", "one", "data"))
-    train_by_two(two, data, "sharded")
+    train_by_two(two, data, "--use_fsdp", "--fsdp_version", "2")
     distill(Tiny("flux").pipe, options(one, data, batch=2, **SHARDED))
     ours, theirs = load_file(two / "first.safetensors"), load_file(one / "whole.safetensors")
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -139,6 +139,15 @@ def test_text_queries_are_dense_and_text_keys_are_in_the_state(text):
     torch.testing.assert_close(out[:, :, text:], grid, **FLOAT32)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=form_id)
+def test_float32(form):
+    layout = TokenLayout(text=77, grid=(1, 24, 20))
+    q, k, v = make_qkv(layout, dim=24, dtype=torch.float32)
+    out = linear_attention(q, k, v, layout=layout, **form)
+    expected = linear_attention(q, k, v, layout=layout, impl="reference", **form)
+    torch.testing.assert_close(out, expected, **FLOAT32)
+
+
 def test_keys_have_no_order():
     layout = TokenLayout(text=3, grid=(1, 9, 7))
     q, k, v = make_qkv(layout)

@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from foveate.attn_processors import (
+    DynamicResidual,
     LinearAttnProcessor,
     LinearLayer,
     LinearWeights,
     LocalAttnProcessor,
+    StaticResidual,
     apply,
 )
 from foveate.attn_processors.layouts import attention_layers
-from foveate.attn_processors.trained.linear import DynamicResidual, StaticResidual
 from foveate.kernels import TokenLayout, hybrid_attention, linear_attention
 from tiny_pipelines import Tiny
 

@@ -18,7 +18,7 @@ from foveate.attn_processors import (
     WindowAttnProcessor,
     apply,
 )
-from foveate.kernels.layout import TokenLayout
+from foveate.kernels import TokenLayout, local_keys
 from probes import GainAttnProcessor
 from tiny_pipelines import Tiny
 
@@ -95,6 +95,26 @@ def test_stock_way_equals_apply_on_a_unet(sd, set_on, operator):
     given.grid = (1, *sd.grid())
     set_on(sd, given)
     assert torch.equal(sd(), want)
+
+
+def test_a_radius_for_each_head(flux):
+    """Every head is local attention of its own radius, as the dense oracle has it."""
+    found = []
+    for radius, impl in (((2, 5), None), ((2, 5), "reference"), ((5, 2), None)):
+        with apply(flux.pipe, LocalAttnProcessor(radius=radius, impl=impl), strict=True) as handle:
+            found.append(flux())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0], found[2], atol=1e-3)
+    layout = TokenLayout(text=16, grid=(1, *flux.grid()))
+    assert {row.keys for row in handle.report().layers} == {local_keys(layout, (5, 2))}
+
+
+def test_radii_for_other_heads_are_refused(flux):
+    want = flux()
+    message = r"attn has 2 heads, but radius=\(2, 5, 3\) is for 3; map each pattern of layers"
+    with pytest.raises(ValueError, match=message):
+        apply(flux.pipe, LocalAttnProcessor(radius=(2, 5, 3)))
+    assert torch.equal(flux(), want)
 
 
 def test_grid_given_on_flux(flux, set_on):

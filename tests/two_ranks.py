@@ -1,13 +1,13 @@
-"""Two processes train one student of tiny Flux: python tests/two_ranks.py OUT DATA [sharded].
+"""Processes train one student of tiny Flux: accelerate launch tests/two_ranks.py OUT DATA.
 
-A process of its own, because the launcher forks and what it forks must not have started threads.
+Twice, the second time from the checkpoint, where the launcher asks for FSDP.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from accelerate import PartialState, debug_launcher
+from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from foveate.pipelines.distill import DistillConfig, distill
@@ -33,8 +33,6 @@ def train(out, data):
 
 
 def train_sharded(out, data):
-    """Under FSDP 2; then again from the checkpoint."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     state = PartialState(cpu=True)
     # accelerate shards on GPUs alone, and asks this
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -50,5 +48,4 @@ def train_sharded(out, data):
 
 
 if __name__ == "__main__":
-    out, data, *sharded = sys.argv[1:]
-    debug_launcher(train_sharded if sharded else train, (out, data), num_processes=2)
+    (train_sharded if "ACCELERATE_USE_FSDP" in os.environ else train)(*sys.argv[1:])
