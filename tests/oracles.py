@@ -43,14 +43,20 @@ def ellipsoid_mask(layout, radius, frames_radius):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements of any storage an operation returns."""
+    """Notes the most elements of any storage an operation returns, and the bytes of new ones."""
 
     elements = 0
+    new_bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                size = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.elements = max(self.elements, size)
+        for leaf in _tensors(result):
+            storage = leaf.untyped_storage()
+            self.elements = max(self.elements, storage.nbytes() // leaf.element_size())
+            self.new_bytes += 0 if storage.data_ptr() in given else storage.nbytes()
         return result
+
+
+def _tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

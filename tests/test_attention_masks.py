@@ -31,7 +31,7 @@ def scaled(planes):
     return (planes - low) / (high - low)
 
 
-def expected(cross, affinity, grid, places, power=4, cross_power=2):
+def expected(cross, affinity, grid, places, power, cross_power=2):
     """M [b, phrases, h, w] of maps [b, h, w, tokens] and a self-attention matrix [b, N, N]."""
     maps = torch.stack([cross[..., place].amax(-1) for place in places.values()], 1)
     if maps.shape[2:] != grid:
@@ -50,10 +50,11 @@ def sharp(name):
     return tiny
 
 
+@pytest.mark.parametrize("power", [0, 4])
 @pytest.mark.parametrize(("cross_tokens", "cross_grid"), [(256, (12, 16)), (50, (6, 8))])
-def test_masks_equal_the_formula(cross_tokens, cross_grid):
+def test_masks_equal_the_formula(cross_tokens, cross_grid, power):
     tiny = sharp("sd")
-    reader = foveate.AttentionMasks(SCENE, cross_tokens=cross_tokens, margin=0.01)
+    reader = foveate.AttentionMasks(SCENE, cross_tokens=cross_tokens, power=power, margin=0.01)
     everything = Everything(SCENE)
     with foveate.modulate(tiny.pipe, [reader, everything]) as run:
         tiny(prompt=SCENE.prompt, steps=2)
@@ -62,7 +63,7 @@ def test_masks_equal_the_formula(cross_tokens, cross_grid):
         seen = run.read_by(everything)
     cross = torch.stack([m.mean(1) for m in seen[0.5, "cross", cross_grid]]).mean(0)
     affinity = torch.stack([m.mean(1) for m in seen[0.5, "self", (12, 16)]]).mean(0)
-    want = expected(cross.unflatten(1, cross_grid), affinity, (12, 16), PLACES)
+    want = expected(cross.unflatten(1, cross_grid), affinity, (12, 16), PLACES, power)
     torch.testing.assert_close(scores, want, **FLOAT64)
     one, two = want[:, 0], want[:, 1]
     assert torch.equal(masks["red cat"], one - two > 0.01)
@@ -110,7 +111,7 @@ def test_the_picture_is_untouched_and_masks_are_regions():
 
 def test_no_map_of_pixels_is_made():
     tiny, size, tokens = Tiny("sd"), (128, 192), 32 * 48
-    reader = foveate.AttentionMasks(SCENE, self_tokens=tokens, cross_tokens=400)
+    reader = foveate.AttentionMasks(SCENE, self_tokens=tokens, cross_tokens=400, power=4)
     with LargestTensor() as log, foveate.modulate(tiny.pipe, [reader]) as run:
         tiny(size, prompt=SCENE.prompt, steps=1)
         assert run.attention_masks()["red cat"].shape == (1, 32, 48)

@@ -1,5 +1,6 @@
 """Every lowering of a plan equals the plan in plain formulas, without queries x keys tensors."""
 
+import itertools
 import math
 
 import pytest
@@ -196,11 +197,41 @@ def test_columns_see_the_weights_alone():
     torch.testing.assert_close(got, want[..., :D], **FLOAT64)
 
 
-def test_a_query_without_keys_is_refused():
+@pytest.mark.parametrize("rows", [1, B])
+def test_a_query_without_keys_is_refused(rows):
     bias = torch.zeros(2, M).index_fill(0, torch.tensor([1]), -torch.inf)
-    plan = Plan(grouped=GroupedKeys(groups=torch.arange(N)[None] % 2, bias=bias))
-    with pytest.raises(ValueError, match="17 queries see no key"):
+    groups = (torch.arange(N)[None] % 2).expand(rows, -1)
+    plan = Plan(grouped=GroupedKeys(groups=groups, bias=bias))
+    with pytest.raises(ValueError, match=f"{17 * rows} queries see no key"):
         lower(rand(B, H, N, D), rand(B, H, M, D), rand(B, H, M, D), plan=plan)
+
+
+@pytest.mark.parametrize("rows", [1, B])
+def test_what_gives_way_leaves_every_query_a_key(rows):
+    """Keys 0 and 1 are all that the first plan shows, 1 and 2 all the second or the third."""
+    shown = [[0, 1], [1, 2], [0, 2]]
+    bias = torch.full((3, M), -torch.inf, dtype=torch.float64)
+    for one, keys in zip(bias, shown, strict=True):
+        one[keys] = 0
+    region = Plan(grouped=GroupedKeys(groups=torch.zeros(1, N, dtype=torch.int64), bias=bias[:1]))
+    groups = torch.arange(N).expand(rows, -1) % 2
+    focus = Plan(
+        grouped=GroupedKeys(
+            groups=groups,
+            bias=torch.stack([bias[1], bias[2].index_fill(0, torch.tensor([0]), -torch.inf)]),
+            gives_way=True,
+        )
+    )
+    other = Plan(grouped=key_bias(rand(M), N))
+    want = [[1] if n % 2 == 0 else [0, 1] for n in range(N)]
+    for plans in itertools.permutations([region, focus, other]):
+        grouped = merge_plans(plans).grouped
+        got = grouped.bias[grouped.groups[-1]]
+        assert [row.isfinite().nonzero()[:, 0].tolist() for row in got] == want
+        q, k, v = rand(B, H, N, D), rand(B, H, M, D), rand(B, H, M, D)
+        found = lower(q, k, v, plan=merge_plans(plans))[0]
+        own = GroupedKeys(groups=grouped.groups, bias=grouped.bias)
+        torch.testing.assert_close(found, eager(q, k, v, Plan(grouped=own)), **FLOAT64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -10,7 +10,8 @@ import foveate
 from foveate.attn_processors.modulation import SceneTokens, Site
 from foveate.attn_processors.modulation.lowering import lower
 from foveate.kernels import TokenLayout
-from oracles import FLOAT32, FLOAT64
+from modulation_oracle import Watched
+from oracles import FLOAT32, FLOAT64, LargestTensor
 from tiny_pipelines import Tiny
 
 TEXT, ROWS, COLUMNS = 7, 4, 6
@@ -260,6 +261,27 @@ def test_object_focus_goes_by_the_finest_layers(monkeypatch):
     assert takes == [True, True, False, True]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("hard", [True, False])
+def test_a_region_wins_where_focus_would_leave_it_no_word(hard, batch):
+    """T5 has no start token: a region that is left alone sees its phrase and nothing else."""
+    tiny = Tiny("pixart_t5")
+    boxes = {"red cat": (0, 0, 0.5, 1), "big dog": (0.5, 0, 1, 1)}
+    scene = foveate.Scene(SCENE.prompt, regions=boxes)
+    edits = [foveate.RegionBind(scene, hard=hard), foveate.ObjectFocus(scene)]
+    reader = foveate.SpanMaps(scene)
+    for order in (edits, edits[::-1]):
+        with foveate.modulate(tiny.pipe, [*order, reader]) as run:
+            tiny(prompt=[scene.prompt] * batch, steps=4)
+            maps = run.span_maps(steps=(0.25, 0.5))
+        half = maps["red cat"].shape[-1] // 2
+        left = torch.zeros_like(maps["red cat"])
+        left[..., :half] = 1
+        assert len(left) == batch
+        torch.testing.assert_close(maps["red cat"], left, **FLOAT32)
+        torch.testing.assert_close(maps["big dog"], 1 - left, **FLOAT32)
+
+
 def test_object_focus_forgets_from_run_to_run():
     tiny = Tiny("sd")
     scene = foveate.Scene(SCENE.prompt, phrases=list(BOXES))
@@ -299,6 +321,30 @@ def test_emphasis_in_regions(damp):
     torch.testing.assert_close(
         call.bias(one)[0].exp()[:, :TEXT], expected(call, value)[:, :TEXT], **FLOAT64
     )
+
+
+def test_emphasis_by_a_profile_of_heads():
+    """In every layer the heads that the profile names, and no others."""
+    tiny = Tiny("sd")
+    tiny.pipe.to(torch.float64)
+    tiny.dtype = torch.float64
+    profile = {"down_blocks.0.*": [1], "mid_block.*": [0]}
+    emphasis = foveate.Emphasize(SCENE, {"red cat": 8.0})
+    parts = [emphasis.where(layers=layers, heads=heads) for layers, heads in profile.items()]
+    blocks = (tiny.model.down_blocks[0], tiny.model.mid_block)
+    for block, (head,) in zip(blocks, profile.values(), strict=True):
+        attn = block.attentions[0].transformer_blocks[0].attn2
+        with Watched(attn) as seen, foveate.modulate(tiny.pipe, parts):
+            tiny(prompt=SCENE.prompt, steps=1)
+        text = seen.text[1]  # of the conditional row
+        weights = seen.weights(1, text)
+        plain = weights.clone()
+        # one token a letter: start, r e d c a t
+        weights[head, :, 1:7] *= 8
+        weights = weights / weights.sum(-1, keepdim=True)
+        torch.testing.assert_close(seen.out[1], weights @ seen.project("to_v", text), **FLOAT64)
+        torch.testing.assert_close(weights[1 - head], plain[1 - head], **FLOAT64)
+        assert not torch.allclose(weights[head], plain[head], rtol=1e-2)
 
 
 @pytest.mark.parametrize(("progress", "noun", "attribute"), [(0.1, 2, 1), (0.3, 1, 3), (0.8, 1, 1)])
@@ -389,6 +435,20 @@ def test_span_maps_by_step_and_size():
         torch.testing.assert_close(sum(parts) / 4, whole)
         assert whole.shape == (1, 24, 32)
         assert not torch.equal(parts[0], parts[3])
+
+
+def test_span_maps_at_256_pixels_take_less_than_50_megabytes():
+    pipe = foveate.load_shapes("sd")
+    scene = foveate.Scene("a [red circle]{a} and a [blue square]{b} on a teal background")
+    call = {"prompt": scene.prompt, "height": 256, "width": 256, "num_inference_steps": 1}
+    with LargestTensor() as stock:
+        pipe(**call, output_type="latent")
+    with LargestTensor() as read, foveate.modulate(pipe, [foveate.SpanMaps(scene)]) as run:
+        pipe(**call, output_type="latent")
+    assert run.span_maps()["a"].shape == (1, 64, 64)
+    assert read.elements == stock.elements
+    # of all layers and calls together, though most is gone as soon as its layer is done
+    assert read.new_bytes - stock.new_bytes < 50e6
 
 
 def test_span_maps_have_gradients():

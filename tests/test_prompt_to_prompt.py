@@ -9,7 +9,7 @@ import foveate
 from foveate.attn_processors.modulation.alignment import align_prompts
 from foveate.attn_processors.modulation.text_axis import TextAxis
 from modulation_oracle import Watched
-from oracles import FLOAT32, FLOAT64
+from oracles import FLOAT32, FLOAT64, LargestTensor
 from tiny_pipelines import Tiny, clip_tokenizer
 
 SOURCE = "red cat on gray"
@@ -167,6 +167,22 @@ def test_self_attention_of_the_source(sd):
     did = {row.layer: (row.did, row.left) for row in run.explain().layers}
     assert {bool(done) for done, _ in did.values()} == {True, False}
     assert all(done or left == {"nothing to edit": 1} for done, left in did.values())
+
+
+def test_no_self_attention_map_is_made():
+    tiny, size, tokens = Tiny("sd"), (128, 192), 32 * 48
+    prompts = [SOURCE, SWAPPED.prompt]
+    edits = [
+        foveate.AttentionReplace(SOURCE, SWAPPED),
+        foveate.SelfAttentionReplace(SOURCE, SWAPPED, max_tokens=tokens),
+    ]
+    with LargestTensor() as stock:
+        tiny(size, prompt=prompts, steps=1, generator=generators())
+    with LargestTensor() as log, foveate.modulate(tiny.pipe, edits) as run:
+        tiny(size, prompt=prompts, steps=1, generator=generators())
+    assert all(row.did for row in run.explain().layers)
+    assert log.elements < tokens**2 / 4
+    assert log.elements <= stock.elements
 
 
 def test_all_of_the_source_is_the_source(sd):

@@ -68,6 +68,8 @@ def lower(
         plan = merge_plans([plan, Plan(grouped=padding)])
     q, k, v = _replaced(q, k, v, plan)
     grouped, k, v = _with_extra(q, k, v, plan)
+    if grouped is not None:
+        _check_sees(grouped)
     if isinstance(plan.q_scale, torch.Tensor):
         q = q * plan.q_scale.to(q)
     else:
@@ -150,16 +152,21 @@ def _behind(x: torch.Tensor, extra: tuple[Extra, ...], name: str) -> torch.Tenso
     return torch.cat([x, *parts], 2)
 
 
+def _check_sees(grouped: GroupedKeys) -> None:
+    is_blind = (grouped.bias == -torch.inf).all(1)
+    count = int(is_blind[grouped.groups].sum()) if is_blind.any() else 0
+    if count:
+        raise ValueError(
+            f"{count} queries see no key at all; leave some tokens outside of every phrase"
+        )
+
+
 def _split(q, k, v, grouped, low_rank, scale):
     """One call a group of queries, on the keys that the group sees."""
     outs, order, copied = [], [], 0
     present = [g for g, rows in enumerate(grouped.queries) if len(rows)]
     for g in present:
         rows, keys = grouped.queries[g], grouped.keys[g]
-        if len(keys) == 0:
-            raise ValueError(
-                f"{len(rows)} queries see no key at all; leave some tokens outside of every phrase"
-            )
         part_q = q if len(present) == 1 else q[:, :, rows]
         part_k, part_v = (x if len(keys) == x.shape[2] else x[:, :, keys] for x in (k, v))
         if grouped.scale is not None:

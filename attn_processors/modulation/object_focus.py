@@ -69,7 +69,7 @@ class ObjectFocus(Modulation):
         hidden = F.pad(hidden, (0, 0, 0, 1))
         bias = torch.zeros_like(hidden, dtype=site.dtype).masked_fill(hidden, -torch.inf)
         groups = site.over_queries(groups.reshape(q.shape[0], -1), len(marked) + 1)
-        return Plan(grouped=GroupedKeys(groups=groups, bias=bias))
+        return Plan(grouped=GroupedKeys(groups=groups, bias=bias, gives_way=True))
 
     def _winners(self, mass: torch.Tensor) -> torch.Tensor:
         """The phrase of every pixel, [b, h, w], from its masses [b, G, h, w]; G for none."""

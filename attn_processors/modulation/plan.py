@@ -25,11 +25,13 @@ class GroupedKeys:
     groups: [b, N] int64, the group of every query; b is 1 where all rows agree.
     bias: [G, M], added to the logits; -inf hides a key.
     scale: [G, M], factors of the logits, or None.
+    gives_way: whether its bias is left out where it and another would leave a group no key.
     """
 
     groups: torch.Tensor
     bias: torch.Tensor
     scale: torch.Tensor | None = None
+    gives_way: bool = False
 
     @functools.cached_property
     def queries(self) -> list[torch.Tensor]:
@@ -49,7 +51,12 @@ class GroupedKeys:
         scale = None
         if self.scale is not None or other.scale is not None:
             scale = self._scale()[one] * other._scale()[two]
-        return GroupedKeys(groups=groups, bias=self.bias[one] + other.bias[two], scale=scale)
+        bias = self.bias[one] + other.bias[two]
+        if self.gives_way != other.gives_way:
+            stays = other.bias[two] if self.gives_way else self.bias[one]
+            bias = torch.where((bias > -torch.inf).any(1, keepdim=True), bias, stays)
+        gives_way = self.gives_way and other.gives_way
+        return GroupedKeys(groups=groups, bias=bias, scale=scale, gives_way=gives_way)
 
     def _scale(self) -> torch.Tensor:
         return torch.ones_like(self.bias) if self.scale is None else self.scale
@@ -132,13 +139,18 @@ def key_bias(bias: torch.Tensor, num_queries: int) -> GroupedKeys:
 
 def merge_plans(plans: Sequence[Plan]) -> Plan:
     """One plan that does what all of them ask."""
-    return functools.reduce(_merge, plans)
+    # what gives way comes last, so that it gives way to all others
+    groups = [plan.grouped for plan in plans if plan.grouped is not None]
+    groups.sort(key=lambda one: one.gives_way)
+    merged = functools.reduce(_merge, [replace(plan, grouped=None) for plan in plans])
+    grouped = functools.reduce(GroupedKeys.merge, groups) if groups else None
+    return replace(merged, grouped=grouped)
 
 
 def _merge(one: Plan, two: Plan) -> Plan:
+    """Both but for their groups."""
     return Plan(
         q_scale=one.q_scale * two.q_scale,
-        grouped=_either(one.grouped, two.grouped, GroupedKeys.merge),
         low_rank=_either(one.low_rank, two.low_rank, LowRank.merge),
         extra=one.extra + two.extra,
         queries=_either(one.queries, two.queries, _refuse),
@@ -170,7 +182,9 @@ def _in_turn(one, two):
 def _nest(one: tuple[Branch, ...], two: tuple[Branch, ...]) -> tuple[Branch, ...]:
     if not one or not two:
         return one or two
-    return tuple(Branch(a.weight * b.weight, _merge(a.plan, b.plan)) for a in one for b in two)
+    return tuple(
+        Branch(a.weight * b.weight, merge_plans([a.plan, b.plan])) for a in one for b in two
+    )
 
 
 def _beside(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:

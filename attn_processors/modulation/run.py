@@ -18,7 +18,7 @@ from ..slot import processor_in, replace_processor
 from ..tracker import Tracker
 from ..undo import Undoable
 from .attention_masks import MaskStore
-from .base import Composed, Modulation, flatten
+from .base import Composed, Modulation, Reader, flatten
 from .conflicts import check_conflicts, check_operator, choose_layers
 from .explain import Explanation
 from .layer import ModulatedLayer
@@ -167,7 +167,11 @@ class Run(Undoable):
         return self._store(MapStore, "SpanMaps")
 
     def _store(self, kind: type, reader: str) -> Any:
-        stores = [s for s in self._moment.stores.values() if isinstance(s, kind)]
+        stores = [
+            store
+            for one, store in self._moment.stores.items()
+            if isinstance(one, Reader) and isinstance(store, kind)
+        ]
         if len(stores) != 1:
             raise ValueError(
                 f"maps need one foveate.{reader}(scene) among the modulations, got {len(stores)}"

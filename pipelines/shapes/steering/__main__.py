@@ -20,16 +20,18 @@ from ..load import MODELS, load_shapes
 from ..quality import draw
 from ..study.methods import slug
 from .cost import costs
+from .edits import edit_rows
 from .entropy import Entropy
 from .masks import mask_overlaps
 from .measure import BATCH, draw_batch, row_of
 from .methods import ONE_BY_ONE, methods_of
 from .prompts import Prompt, prompts
-from .report import write_report
+from .report import write_edits, write_report
 
 SEED = 700
 FACTORS = (0.75, 1.0, 1.5, 2.0, 3.0)
 MASKS = 20
+EDITS = 50
 COST_STEPS = 8
 COST_ROUNDS = 5
 
@@ -77,6 +79,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("docs/modulation"))
     parser.add_argument("--page", type=Path, default=Path("docs/modulation.md"))
+    parser.add_argument(
+        "--edit-page", type=Path, default=Path("docs/modulation/prompt_to_prompt.md")
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -95,6 +100,12 @@ def main() -> None:
             found = costs(pipe, name, asked[0], COST_STEPS, COST_ROUNDS)
             path.write_text(json.dumps(found))
     write_report(arguments.out, arguments.page, arguments.number)
+    if "sd" in arguments.models:
+        path = arguments.out / "edits-sd.json"
+        if not path.exists():
+            found = edit_rows(load_shapes("sd"), "sd", asked[:EDITS], arguments.steps)
+            path.write_text(json.dumps(found))
+        write_edits(path, arguments.edit_page)
 
 
 if __name__ == "__main__":

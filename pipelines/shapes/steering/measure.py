@@ -19,7 +19,7 @@ from ..load import MODELS
 from ..metrics import score
 from ..quality import draw
 from ..reader import Reading, trace
-from .methods import METHODS, SHARED
+from .methods import COST_ALONE, METHODS, SHARED
 from .prompts import Box, Prompt, bounds
 
 __all__ = ["BATCH", "COLUMNS", "draw_batch", "row_of"]
@@ -36,7 +36,7 @@ def draw_batch(
     if method in SHARED:
         active = SHARED[method]
     else:
-        make = METHODS[method]
+        make = (METHODS | COST_ALONE)[method]
         active = [] if make is None else [one for prompt in batch for one in make(prompt)]
     with modulate(pipe, active) if active else nullcontext():
         return draw(

@@ -6,17 +6,20 @@ from collections.abc import Callable, Sequence
 
 from ....attn_processors.modulation import (
     AttentionCouple,
+    AttentionMasks,
+    AttentionReweight,
     Emphasize,
     Modulation,
     ObjectFocus,
     PhaseWeights,
     RegionBind,
     SelfTemperature,
+    SpanMaps,
     StructuredText,
 )
 from .prompts import Prompt
 
-__all__ = ["METHODS", "ONE_BY_ONE", "SHARED", "methods_of"]
+__all__ = ["COST_ALONE", "METHODS", "ONE_BY_ONE", "SHARED", "methods_of"]
 
 Method = Callable[[Prompt], Sequence[Modulation]]
 
@@ -63,6 +66,15 @@ METHODS: dict[str, Method | None] = {
     "StructuredText": lambda p: [StructuredText(p.scene())],
     "StructuredText, conjunction": lambda p: [StructuredText(p.scene(), conjunction=True)],
     "StructuredText, wrong phrases (control)": lambda p: [StructuredText(p.mismatched())],
+}
+# timed, but not scored: what edits nothing, or edits a picture that is there
+COST_ALONE: dict[str, Method] = {
+    "SpanMaps": lambda p: [SpanMaps(p.scene())],
+    "AttentionMasks": lambda p: [AttentionMasks(p.scene())],
+    "AttentionMasks, power 4": lambda p: [AttentionMasks(p.scene(), power=4)],
+    "AttentionReweight": lambda p: [
+        AttentionReweight(p.scene(), dict.fromkeys(p.scene().phrases, 2.0))
+    ],
 }
 # methods of layers that a model may lack, or of batches of one prompt
 _ONLY_CROSS = tuple(name for name in METHODS if name.startswith("StructuredText"))

@@ -11,10 +11,11 @@ from ...page import markdown_table, put_on_page
 from ..load import MODELS
 from ..metrics import paired_bootstrap
 from ..study.methods import slug
+from .edits import ALONE, EDIT_COLUMNS
 from .measure import COLUMNS
 from .methods import METHODS, SHARED
 
-__all__ = ["write_report"]
+__all__ = ["write_edits", "write_report"]
 
 
 def write_report(folder: Path, page: Path, number: int) -> None:
@@ -24,6 +25,16 @@ def write_report(folder: Path, page: Path, number: int) -> None:
         if (folder / f"rows-{name}-{number}-plain.json").exists():
             tables += _tables(folder, name, number)
     put_on_page(page, "steering", "\n\n".join(tables))
+
+
+def write_edits(path: Path, page: Path) -> None:
+    """Put the table of a file of `edit_rows` between the markers of `page`."""
+    found = json.loads(path.read_text())
+    lines = [
+        [edit, *(_cell(rows, found[ALONE], column) for column in EDIT_COLUMNS)]
+        for edit, rows in found.items()
+    ]
+    put_on_page(page, "edits", markdown_table(["", *map(str.upper, EDIT_COLUMNS)], lines))
 
 
 def _tables(folder: Path, name: str, number: int) -> list[str]:
@@ -37,6 +48,10 @@ def _tables(folder: Path, name: str, number: int) -> list[str]:
             lines.append([method, *(_cell(content["rows"], plain, c) for c in COLUMNS), ratio])
     title = f"`shapes-{name}`, {len(plain)} prompts:"
     tables = [f"{title}\n\n{markdown_table(['', *map(str.upper, COLUMNS), 'CPU time'], lines)}"]
+    others = [method for method in cost if method not in (*METHODS, *SHARED, ALONE)]
+    if others:
+        cells = ["CPU time", *(f"{cost[method]:.2f}x" for method in others)]
+        tables.append(f"`shapes-{name}`:\n\n{markdown_table(['', *others], [cells])}")
     entropy = _read(folder / f"entropy-{name}.json")
     if entropy:
         header = ["factor of SelfTemperature", *entropy]
