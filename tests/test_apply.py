@@ -533,7 +533,6 @@ def test_bad_options(sd, options, message):
         ({"*": FluxAttnProcessor()}, "expected a foveate processor object"),
         ({"down_blocks.*": LOCAL, "nowhere": LOCAL}, "'nowhere' matches no attention layer"),
     ],
-    ids=str,
 )
 def test_bad_processors(sd, processor, message):
     with pytest.raises(ValueError, match=message):

@@ -267,7 +267,6 @@ def test_it_compiles_into_one_graph():
         ({"eps": -1.0}, "eps must be >= 0, got -1.0"),
         ({"impl": "cuda"}, "impl must be"),
     ],
-    ids=str,
 )
 def test_bad_options(options, message):
     layout = TokenLayout(grid=(1, 4, 4))

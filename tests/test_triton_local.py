@@ -148,7 +148,6 @@ def test_a_radius_for_each_head(make, grid):
         (side_by_side, (2, 5, 4), 16, (2, 5), 2),
         (separate, (2, 9, 3), 16, (3,), 1),
     ],
-    ids=str,
 )
 def test_an_ellipsoid(make, grid, dim, radius, frames_radius):
     layout = TokenLayout(text=3, grid=grid)

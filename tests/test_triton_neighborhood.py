@@ -72,7 +72,6 @@ def check(qkv, layout, *options):
         (side_by_side, (5, 7, 6), 3, 16, (3, 3, 5), (1, 1, 1), (True, False, False)),
         (separate, (5, 6, 7), 0, 16, (2, 3, 3), (2, 1, 2), NO),
     ],
-    ids=str,
 )
 def test_float32_equals_the_oracle(make, grid, text, dim, kernel_size, dilation, is_causal):
     layout = TokenLayout(text=text, grid=grid, text_first=dim != 40)

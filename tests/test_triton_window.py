@@ -49,7 +49,6 @@ def plain(q, k, v, layout, options):
         (separate, (1, 9, 7), 0, 16, (1, 99, 4), (0, 5, 0), False),
         (side_by_side, (3, 6, 7), 3, 16, (2, 4, 4), (1, 2, 0), False),
     ],
-    ids=str,
 )
 def test_float32_equals_the_oracle(make, grid, text, dim, window_size, shift, wrap):
     layout = TokenLayout(text=text, grid=grid, text_first=dim != 40)

@@ -11,13 +11,16 @@ from ..page import put_on_page
 
 __all__ = ["write_page"]
 
+# what rows and groups begin with, in the order of the page
+_GROUPS = ("dense", "PAB", "portable", "stores", "fewer", "peers")
+_METHODS = ("PAB", "the same", "every", "calibrated, order 0 and", "calibrated", "dense")
 _HEADER = ("method", "calls computed", "PSNR, dB", "worst", "BIND", "seconds", "cache, MB")
 
 
 def write_page(folder: Path, page: Path) -> None:
     """Put one table for each model, number of prompts and steps between the markers of `page`."""
     found: dict[tuple[str, ...], list[dict]] = {}
-    for path in sorted(folder.glob("*-*-*-*.json"), key=lambda p: p.stat().st_mtime):
+    for path in sorted(folder.glob("*-*-*-*.json")):
         model, number, steps, _ = path.stem.split("-", 3)
         found.setdefault((model, number, steps), []).append(json.loads(path.read_text()))
     tables = [_table(*key, rows) for key, rows in sorted(found.items(), reverse=True)]
@@ -27,10 +30,21 @@ def write_page(folder: Path, page: Path) -> None:
 def _table(model: str, number: str, steps: str, rows: list[dict]) -> str:
     title = f"`shapes-{model}`, {number} prompts, {steps} steps:"
     lines = [f"| {' | '.join(_HEADER)} |", "|" + "---|" * len(_HEADER)]
+    rows = sorted(rows, key=_place)
     for group in dict.fromkeys(row["group"] for row in rows):
         lines += [_line(row) for row in rows if row["group"] == group]
         lines.append("|" + " |" * len(_HEADER))
     return "\n".join((title, "", *lines[:-1]))
+
+
+def _place(row: dict) -> tuple[int, str, int, float]:
+    """Groups and rows in their order, PAB by its ranges, the rest as by the numbers it names."""
+    group, method = row["group"], row["method"]
+    return (_first(_GROUPS, group), group, _first(_METHODS, method), -row["computed_share"])
+
+
+def _first(beginnings: tuple[str, ...], name: str) -> int:
+    return next((i for i, start in enumerate(beginnings) if name.startswith(start)), len(name))
 
 
 def _line(row: dict) -> str:
