@@ -49,7 +49,7 @@ broadcast-study: $(STAMP)
 steering: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.shapes.steering $(ARGS)
 
-# a quarter of an hour each; goes on where it stopped. One of them: make student-flux_local
+# half an hour to an hour each; goes on where it stopped. One of them: make student-flux_local
 students: student-sd_linear student-flux_local student-flux_hybrid
 
 student-%: $(STAMP)
