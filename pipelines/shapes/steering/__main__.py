@@ -31,7 +31,7 @@ from .report import write_edits, write_report
 SEED = 700
 FACTORS = (0.75, 1.0, 1.5, 2.0, 3.0)
 MASKS = 20
-EDITS = 50
+EDITS = 200
 COST_STEPS = 8
 COST_ROUNDS = 5
 

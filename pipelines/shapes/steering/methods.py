@@ -54,6 +54,7 @@ METHODS: dict[str, Method | None] = {
     "RegionBind, soft": lambda p: [RegionBind(p.scene(), hard=False)],
     "RegionBind, boxes swapped (control)": lambda p: [RegionBind(p.scene(swapped=True))],
     "PhaseWeights": lambda p: [PhaseWeights(p.scene())],
+    "PhaseWeights, wrong phrases (control)": lambda p: [PhaseWeights(p.mismatched())],
     "Emphasize 0.5": _emphasis(0.5),
     "Emphasize 2": _emphasis(2.0),
     "Emphasize 4": _emphasis(4.0),
