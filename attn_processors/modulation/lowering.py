@@ -135,12 +135,11 @@ def _with_extra(q, k, v, plan) -> tuple[GroupedKeys | None, torch.Tensor, torch.
         if part is None:
             continue
         before, behind = sum(counts[:i]), sum(counts[i + 1 :])
-        padded = GroupedKeys(
-            groups=part.groups,
+        parts[i] = replace(
+            part,
             bias=F.pad(part.bias, (before, behind)),
             scale=None if part.scale is None else F.pad(part.scale, (before, behind), value=1.0),
         )
-        parts[i] = padded
     present = [part for part in parts if part is not None]
     grouped = functools.reduce(GroupedKeys.merge, present) if present else None
     k, v = (_behind(x, plan.extra, name) for x, name in ((k, "k"), (v, "v")))

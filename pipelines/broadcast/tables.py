@@ -13,7 +13,16 @@ __all__ = ["write_page"]
 
 # what rows and groups begin with, in the order of the page
 _GROUPS = ("dense", "PAB", "portable", "stores", "fewer", "peers")
-_METHODS = ("PAB", "the same", "every", "calibrated, order 0 and", "calibrated", "dense")
+_METHODS = (
+    "PAB",
+    "the same",
+    "every",
+    "calibrated, order 0 and",
+    "calibrated",
+    "dense",
+    "diffusers",
+    "cache-dit",
+)
 _HEADER = ("method", "calls computed", "PSNR, dB", "worst", "BIND", "seconds", "cache, MB")
 
 
@@ -38,13 +47,15 @@ def _table(model: str, number: str, steps: str, rows: list[dict]) -> str:
 
 
 def _place(row: dict) -> tuple[int, str, int, float]:
-    """Groups and rows in their order, PAB by its ranges, the rest as by the numbers it names."""
+    """Groups in their order, those of PAB by their ranges; rows in theirs, more calls first."""
     group, method = row["group"], row["method"]
     return (_first(_GROUPS, group), group, _first(_METHODS, method), -row["computed_share"])
 
 
 def _first(beginnings: tuple[str, ...], name: str) -> int:
-    return next((i for i, start in enumerate(beginnings) if name.startswith(start)), len(name))
+    return next(
+        (i for i, start in enumerate(beginnings) if name.startswith(start)), len(beginnings)
+    )
 
 
 def _line(row: dict) -> str:
