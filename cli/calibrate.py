@@ -19,7 +19,7 @@ def calibrate(
     prompts: Annotated[
         Path,
         typer.Option(
-            help="Text file, a prompt a line: 2 to 4 to measure on.",
+            help="Text file, a prompt a line: 4 to 8 to measure on.",
             metavar="FILE",
             show_default=False,
         ),
@@ -55,6 +55,9 @@ def calibrate(
     forecast: Annotated[
         bool, typer.Option(help="Extrapolate outputs where that is nearer than reusing them.")
     ] = True,
+    refine: Annotated[
+        int, typer.Option(help="Runs in which rows near the best ones are tried.", min=0)
+    ] = 40,
     size: Size = None,
     steps: Steps = 25,
     seed: Seed = 0,
@@ -72,7 +75,8 @@ def calibrate(
     """Measure which attention outputs may be reused or forecast, and write the plan.
 
     Give one of --calls, --cost and --psnr; without any, half of the calls compute. Takes about two
-    thirds of a run for each step: minutes on the embedded models.
+    thirds of a run for each step and kind of layer, and those of --refine: minutes on the embedded
+    models.
     """
     measured, checked = _lines("--prompts", prompts), _lines("--held-out", held_out)
     for name, folder in (("--out", out.parent), ("--plots", plots)):
@@ -94,6 +98,7 @@ def calibrate(
         psnr_goal=psnr,
         held_out=checked,
         forecast=forecast,
+        refine=refine,
         max_bytes=max_bytes,
         call={**loaded.call, "height": height, "width": width},
         seed=seed,

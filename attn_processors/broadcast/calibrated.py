@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ...kernels.broadcast import COMPUTE, FORECAST, LEGEND, MIN_EVALUATIONS
+from ...kernels.broadcast import COMPUTE, FORECAST, LEGEND, MIN_EVALUATIONS, check_row
 from ..fingerprint import fingerprint
 from .curves import Curves
 from .plan import Plan, check_layers, too_few, unknown_layers
 from .schedule import Schedule
-from .search import Found, search
+from .search import Found, search, share_of
 
 __all__ = ["CalibratedPlan"]
 
 _FORMAT = 2
+_ROUNDING = 1e-9  # of shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class CalibratedPlan(Plan):
     the rows chosen anew. Schedulers that add noise in every step reuse and do not forecast.
 
     share: of the calls that compute, or of their cost with `use_cost`.
+    refined: {kind: row}, rows that were tried out and found better than those chosen by the curves;
+        for the schedule it was measured on. On another the curves choose.
     max_bytes: of the cache, for one picture and one branch at the size calibrated; layers that save
         least time a byte compute.
     model, fingerprint, scheduler, versions: what it was measured on.
@@ -40,6 +44,7 @@ class CalibratedPlan(Plan):
     share: float
     use_cost: bool = False
     use_forecast: bool = True
+    refined: Mapping[str, str] = field(default_factory=dict)
     max_bytes: int | None = None
     model: str = ""
     fingerprint: str = ""
@@ -50,6 +55,28 @@ class CalibratedPlan(Plan):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
+        if self.refined:
+            self._check_refined()
+
+    def _check_refined(self) -> None:
+        kinds = set(self.curves.layers.values())
+        if set(self.refined) != kinds:
+            raise ValueError(
+                f"refined must have a row for each kind of {sorted(kinds)}, "
+                f"got {sorted(self.refined)}"
+            )
+        for row in self.refined.values():
+            check_row(row, len(self.curves.timesteps))
+        if not self.allows(self.refined):
+            raise ValueError(
+                f"the refined rows compute more than a share of {self.share:.3g}; "
+                "refine them again, or give refined={}"
+            )
+
+    def allows(self, rows: Mapping[str, str]) -> bool:
+        """Whether rows {kind: row} compute no more than `share`."""
+        share = share_of(self._by_layer(rows), self.curves, use_cost=self.use_cost)
+        return share <= self.share + _ROUNDING
 
     def table(self, schedule: Schedule, layers: Mapping[str, str]) -> dict[str, str]:
         everything = {layer: COMPUTE * len(schedule) for layer in layers}
@@ -60,12 +87,25 @@ class CalibratedPlan(Plan):
 
     def find(self, schedule: Schedule) -> Found:
         """Rows, share and predicted error on a schedule."""
-        curves = self.curves.at(schedule.timesteps)
+        curves, use_cost = self.curves.at(schedule.timesteps), self.use_cost
         use_forecast = self.use_forecast and not schedule.is_noisy
-        found = search(curves, self.share, use_cost=self.use_cost, use_forecast=use_forecast)
+        if self._has_refined(schedule, use_forecast):
+            rows = self._by_layer(self.refined)
+            found = Found(rows, share_of(rows, curves, use_cost=use_cost), math.nan)
+        else:
+            found = search(curves, self.share, use_cost=use_cost, use_forecast=use_forecast)
         if self.max_bytes is None:
             return found
-        return _fit(curves, found, self.share, self.use_cost, use_forecast, self.max_bytes)
+        rows = _fitting(curves, found.rows, self.max_bytes)
+        return Found(rows, share_of(rows, curves, use_cost=use_cost), found.error)
+
+    def _has_refined(self, schedule: Schedule, use_forecast: bool) -> bool:
+        """Whether the refined rows are for this schedule."""
+        is_allowed = use_forecast or FORECAST not in "".join(self.refined.values())
+        return bool(self.refined) and is_allowed and self.curves.are_of(schedule.timesteps)
+
+    def _by_layer(self, rows: Mapping[str, str]) -> dict[str, str]:
+        return {layer: rows[kind] for layer, kind in self.curves.layers.items()}
 
     def notes(self, schedule: Schedule, layers: Mapping[str, str]) -> tuple[str, ...]:
         few = (too_few(schedule),) if len(schedule) < MIN_EVALUATIONS else ()
@@ -88,6 +128,8 @@ class CalibratedPlan(Plan):
         width = max(map(len, found.rows))
         lines = [f"{layer.ljust(width)}  {row}" for layer, row in found.rows.items()]
         told = f"{found.share:.1%} of the {'cost' if self.use_cost else 'calls'} computed"
+        if self.refined:
+            told += "; rows refined by trying"
         told += f"; attention is {self.curves.share_of_time:.0%} of a forward"
         if self.checked:
             told += (
@@ -122,29 +164,23 @@ class CalibratedPlan(Plan):
         return f"CalibratedPlan({self.share:.3g} of the {unit}, on {self.model})"
 
 
-def _fit(
-    curves: Curves, found: Found, share: float, use_cost: bool, use_forecast: bool, limit: int
-) -> Found:
+def _fitting(curves: Curves, rows: Mapping[str, str], limit: int) -> dict[str, str]:
     """The rows when the layers that save least time a byte compute, so that the rest fits."""
-    all_rows = {layer: COMPUTE * len(curves.timesteps) for layer in curves.layers}
     sizes = dict(zip(curves.layers, map(float, curves.num_bytes), strict=True))
     seconds = dict(zip(curves.layers, map(float, curves.seconds), strict=True))
 
     def held(layer: str) -> float:
-        return sizes[layer] * (2 if FORECAST in found.rows[layer] else 1)
+        return sizes[layer] * (2 if FORECAST in rows[layer] else 1)
 
     def saved_per_byte(layer: str) -> float:
-        skipped = len(found.rows[layer]) - found.rows[layer].count(COMPUTE)
+        skipped = len(rows[layer]) - rows[layer].count(COMPUTE)
         return skipped * seconds[layer] / held(layer)
 
-    used = [layer for layer, row in found.rows.items() if set(row) != {COMPUTE}]
+    used = [layer for layer, row in rows.items() if set(row) != {COMPUTE}]
     used.sort(key=saved_per_byte)
     while used and sum(map(held, used)) > limit:
         used.pop(0)
-    rows = {layer: found.rows[layer] for layer in used}
-    n = len(curves.timesteps) * len(all_rows)
-    computed = sum(row.count(COMPUTE) for row in (all_rows | rows).values())
-    return Found(all_rows | rows, computed / n, found.error)
+    return {layer: row if layer in used else COMPUTE * len(row) for layer, row in rows.items()}
 
 
 def _plain(value: object) -> object:

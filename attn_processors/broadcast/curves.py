@@ -47,11 +47,16 @@ class Curves:
         """Time of the attention layers over that of the model."""
         return float(self.seconds.sum() / self.forward_seconds)
 
+    def are_of(self, timesteps: Sequence[float]) -> bool:
+        """Whether these are the timesteps of the schedule measured."""
+        own = self.timesteps
+        return len(timesteps) == len(own) and np.allclose(timesteps, own, atol=0.5)
+
     def at(self, timesteps: Sequence[float]) -> Curves:
         """The curves of another schedule; these, if it is the same."""
-        new = tuple(map(float, timesteps))
-        if len(new) == len(self.timesteps) and np.allclose(new, self.timesteps, atol=0.5):
+        if self.are_of(timesteps):
             return self
+        new = tuple(map(float, timesteps))
         times = np.asarray(new)
         weight, forecast_weight = (
             {kind: np.exp(_between(self.timesteps, np.log(w), times)) for kind, w in own.items()}

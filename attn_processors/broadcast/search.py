@@ -13,6 +13,7 @@ all calls, so that they go where they save most; the price is found by bisection
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +21,19 @@ import numpy as np
 from ...kernels.broadcast import COMPUTE, FORECAST, REUSE
 from .curves import MAX_LAG, Curves
 
-__all__ = ["Found", "search"]
+__all__ = ["TAIL", "Found", "search", "share_of"]
 
 _GAPS = MAX_LAG + 1  # between computed evaluations: 1..G + 1
-_TAIL = 2  # evaluations at the end that compute: nothing repairs what is wrong there
+TAIL = 2  # evaluations at the end that compute: nothing repairs what is wrong there
 _PRICES = 1e-24, 1e12  # squared errors of a latent lie far inside
 _PRECISION = 1.001
 
 
 class Found(NamedTuple):
-    """rows: {layer: row}; share: of the calls or the cost; error: predicted, of the latent."""
+    """rows: {layer: row}; share: of the calls or the cost; error: predicted, of the latent.
+
+    Rows that were tried out have no predicted error: nan.
+    """
 
     rows: dict[str, str]
     share: float
@@ -42,7 +46,7 @@ def search(
     """Rows whose computed calls are at most `share` of all, weighed by seconds with `use_cost`."""
     kinds = list(dict.fromkeys(curves.layers.values()))
     places = [[i for i, k in enumerate(curves.layers.values()) if k == kind] for kind in kinds]
-    each = curves.seconds if use_cost else np.ones(len(curves.layers))
+    each = _prices(curves, use_cost)
     prices = np.array([each[own].sum() for own in places]) / each.sum()
     of_kinds = [
         _best(curves, kind, own, use_forecast) for kind, own in zip(kinds, places, strict=True)
@@ -56,6 +60,18 @@ def search(
     return Found(by_layer, _share(computed, prices), float(total.sum()))
 
 
+def share_of(rows: Mapping[str, str], curves: Curves, *, use_cost: bool = False) -> float:
+    """The share of the calls, or of their cost, that rows {layer: row} of all layers compute."""
+    each = _prices(curves, use_cost)
+    computed = [rows[layer].count(COMPUTE) for layer in curves.layers]
+    return float(np.dot(computed, each) / each.sum() / len(curves.timesteps))
+
+
+def _prices(curves: Curves, use_cost: bool) -> np.ndarray:
+    """[L]: what a call of each layer counts for, seconds or one."""
+    return curves.seconds if use_cost else np.ones(len(curves.layers))
+
+
 def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> float:
     """The price of a call at which at most `share` of them compute."""
 
@@ -66,7 +82,7 @@ def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> flo
     least = computes(high)
     if least > share:
         raise ValueError(
-            f"a share of {share:.3g} is too small: the first and the last {_TAIL} evaluations "
+            f"a share of {share:.3g} is too small: the first and the last {TAIL} evaluations "
             f"compute, and every {_GAPS}th at least; the least here is {least:.3g}"
         )
     if computes(0.0) <= share:
@@ -113,7 +129,7 @@ def _paths(segments: np.ndarray, prices: np.ndarray) -> tuple[np.ndarray, np.nda
     best = np.full((kinds, n, _GAPS), np.inf)  # by evaluation and the gap before it
     came = np.zeros((kinds, n, _GAPS), dtype=np.int64)  # the gap before that
     best[:, 0] = prices[:, None]
-    forced = n - _TAIL  # computes, as does what follows
+    forced = n - TAIL  # computes, as does what follows
     for i in range(n - 1):
         for gap in range(1, _GAPS + 1):
             j = i + gap

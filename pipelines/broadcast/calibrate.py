@@ -8,7 +8,8 @@
    fixed one: an early difference is repaired by later steps, one in the last steps never, and a
    forecast that is as far off as a stale output, but to all sides, does less harm.
 3. The rows of least weighted error for the calls, cost or quality asked for.
-4. A check on prompts that were not used.
+4. Rows near them, tried.
+5. A check on prompts that were not used.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoisers_of
 from ...kernels.broadcast import COMPUTE, FORECAST, MIN_EVALUATIONS, REUSE
 from .record import WHOLE, Recording, layer_seconds
+from .refine import refine as refine_rows
 from .runs import Runs, psnr
 
 __all__ = ["calibrate", "measure"]
@@ -50,23 +52,26 @@ def calibrate(
     psnr_goal: float | None = None,
     held_out: Sequence[str] = (),
     forecast: bool = True,
+    refine: int = 40,
     max_bytes: int | None = None,
     call: Mapping[str, object] | None = None,
     seed: int = 0,
 ) -> CalibratedPlan:
     """Measure a pipeline and choose its plan: `foveate.broadcast(pipe, plan)`, `plan.save(path)`.
 
-    prompts: 2 to 4; they are drawn together.
+    prompts: 4 to 8; they are drawn together.
     calls, cost, psnr_goal: what is asked for, one of them: the share of attention calls that
         compute, the share of their time, or dB against dense on the prompts `held_out`.
     held_out: prompts for the check; needed for `psnr_goal`.
+    refine: runs in which rows near those chosen are tried, 0 for none. With `held_out` they are
+        taken where they are better there too.
     max_bytes: of the cache, for one picture and one branch.
     call: other arguments of the pipeline's call, such as size and guidance.
 
     Raises ValueError for bad options and schedules of fewer than 8 evaluations, NotImplementedError
     for a pipeline with two denoisers.
     """
-    _check(prompts, steps, calls, cost, psnr_goal, held_out)
+    _check(prompts, steps, calls, cost, psnr_goal, held_out, refine)
     runs = Runs(pipe=pipe, prompts=tuple(prompts), steps=steps, call=dict(call or {}), seed=seed)
     plan = CalibratedPlan(
         curves=measure(runs),
@@ -80,12 +85,17 @@ def calibrate(
         versions={name: version(name) for name in ("diffusers", "torch")},
     )
     if not held_out:
-        return plan
+        return refine_rows(plan, runs, refine) if refine else plan
     tried = replace(runs, prompts=tuple(held_out), seed=seed + len(prompts))
     exact = tried.pictures()
-    if psnr_goal is not None:
-        return _least_share(plan, tried, exact, psnr_goal)
-    return _checked(plan, tried, exact)
+    if psnr_goal is None:
+        plan = _checked(plan, tried, exact)
+    else:
+        plan = _least_share(plan, tried, exact, psnr_goal)
+    if not refine:
+        return plan
+    refined = _checked(refine_rows(plan, runs, refine), tried, exact)
+    return max(plan, refined, key=lambda either: either.checked["psnr"])
 
 
 def measure(runs: Runs) -> Curves:
@@ -192,11 +202,14 @@ def _check(
     cost: float | None,
     psnr_goal: float | None,
     held_out: Sequence[str],
+    refine: int,
 ) -> None:
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    if not isinstance(refine, int) or refine < 0:
+        raise ValueError(f"refine must be a number of runs, 0 for none, got {refine!r}")
     asked = {"calls": calls, "cost": cost, "psnr_goal": psnr_goal}
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:

@@ -3,7 +3,8 @@
     python -P -m foveate.pipelines.broadcast.study --out docs/broadcast
 
 For each model: PAB at three strengths; at as many computed calls as each of them, the calibrated
-plans; and always beside them dense attention with fewer steps at the same cost. Then the portable
+plans, chosen by the curves and refined by trying; and always beside them dense attention with fewer
+steps at the same cost. Then the portable
 plan, the ways to hold outputs, the caches of others that are installed, and dense attention with
 still fewer steps, for models in which attention takes more of the time.
 Every method is a file of its own, and what is there is not run again.
@@ -34,6 +35,7 @@ from ..shapes.training.data import held_out_clip_asks
 from .calibrate import calibrate
 from .peers import Peer, counted_calls, peers
 from .plots import plot_curves, plot_rows
+from .refine import refine
 from .runs import Runs, psnr
 from .tables import write_page
 
@@ -55,6 +57,7 @@ class Method:
     store: str = "native"
     steps: int | None = None
     peer: Peer | None = None
+    is_refined: bool = False
 
 
 def asks_of(name: str, number: int, seed: int) -> list[Ask]:
@@ -70,11 +73,18 @@ def plan_of(name: str, steps: int, folder: Path) -> CalibratedPlan:
     path = folder / f"{name}-{steps}.json"
     if path.exists():
         return CalibratedPlan.load(path)
-    pipe = load_shapes(name)
-    prompts = [ask.caption for ask in asks_of(name, 4, seed=1)]
-    plan = calibrate(pipe, prompts, steps=steps, calls=0.5, call=ALL_MODELS[name].call, seed=100)
+    runs = calibration_runs(name, steps, 4)
+    options = {"steps": steps, "call": runs.call, "seed": runs.seed, "refine": 0}
+    plan = calibrate(runs.pipe, runs.prompts, calls=0.5, **options)
     plan.save(path)
     return plan
+
+
+def calibration_runs(name: str, steps: int, number: int) -> Runs:
+    """Prompts that are not compared on."""
+    prompts = tuple(ask.caption for ask in asks_of(name, number, seed=1))
+    call = ALL_MODELS[name].call
+    return Runs(pipe=load_shapes(name), prompts=prompts, steps=steps, call=call, seed=100)
 
 
 def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
@@ -93,6 +103,8 @@ def methods(runs: Runs, plan: CalibratedPlan) -> Iterator[Method]:
         for forecast, note in ((False, "order 0"), (True, "order 0 and 1")):
             own = replace(plan, share=share, use_forecast=forecast)
             yield Method(f"calibrated, {note}", group, own)
+        own = replace(plan, share=share)
+        yield Method("calibrated, refined", group, own, is_refined=True)
         cost = 1 - plan.curves.share_of_time * (1 - share)
         steps = max(1, round(cost * runs.steps))
         yield Method(f"dense, {steps} steps: equal cost", group, None, steps=steps)
@@ -146,8 +158,8 @@ def run_peer(peer: Peer, runs: Runs) -> tuple[np.ndarray, int]:
         return own.pictures(), len(computed)
 
 
-def study(name: str, number: int, steps: int, folder: Path) -> None:
-    """All methods on one model."""
+def study(name: str, number: int, steps: int, folder: Path, refine_on: int, tries: int) -> None:
+    """All methods on one model; rows are refined on so many prompts in so many tries."""
     plan = plan_of(name, steps, folder)
     plot_curves(plan, folder / f"{name}-curves.png")
     plot_rows(plan, folder / f"{name}-plan.png")
@@ -159,9 +171,14 @@ def study(name: str, number: int, steps: int, folder: Path) -> None:
         exact = runs.pictures()
     for method in (Method("dense", "dense", None), *methods(runs, plan)):
         path = folder / f"{name}-{number}-{steps}-{slug(f'{method.group} {method.name}')}.json"
-        if not path.exists():
-            found = run(method, runs, exact, len(computed), asks)
-            path.write_text(json.dumps({"model": name, **found}))
+        if path.exists():
+            continue
+        rows = {}
+        if method.is_refined:
+            own = refine(method.plan, calibration_runs(name, steps, refine_on), tries)
+            method, rows = replace(method, plan=own), {"rows": own.refined}
+        found = run(method, runs, exact, len(computed), asks)
+        path.write_text(json.dumps({"model": name, **found, **rows}))
 
 
 def main() -> None:
@@ -169,6 +186,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["sd", "flux"], choices=tuple(ALL_MODELS))
     parser.add_argument("--number", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--refine-on", type=int, default=8, help="prompts to refine rows on")
+    parser.add_argument("--tries", type=int, default=80, help="runs to refine rows in")
     parser.add_argument("--out", type=Path, default=Path("docs/broadcast"))
     parser.add_argument("--page", type=Path, default=Path("docs/broadcast.md"))
     parser.add_argument("--threads", type=int, default=1)
@@ -176,7 +195,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
-        study(name, arguments.number, arguments.steps, arguments.out)
+        study(
+            name,
+            arguments.number,
+            arguments.steps,
+            arguments.out,
+            arguments.refine_on,
+            arguments.tries,
+        )
     write_page(arguments.out, arguments.page)
 
 

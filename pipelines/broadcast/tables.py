@@ -17,6 +17,7 @@ _METHODS = (
     "PAB",
     "the same",
     "every",
+    "calibrated, refined",
     "calibrated, order 0 and",
     "calibrated",
     "dense",
