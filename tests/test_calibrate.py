@@ -182,8 +182,8 @@ def test_written_plans_are_json_with_their_rows():
 
 
 def test_peers_are_counted_on_a_pipeline_of_their_own():
+    from foveate.pipelines.broadcast.methods import run_peer
     from foveate.pipelines.broadcast.peers import counted_calls, peers
-    from foveate.pipelines.broadcast.study import run_peer
     from foveate.pipelines.shapes.load import MODELS
 
     assert peers(foveate.load_shapes("sd")) == {}

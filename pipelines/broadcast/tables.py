@@ -33,12 +33,14 @@ def write_page(folder: Path, page: Path) -> None:
     for path in sorted(folder.glob("*-*-*-*.json")):
         model, number, steps, _ = path.stem.split("-", 3)
         found.setdefault((model, number, steps), []).append(json.loads(path.read_text()))
-    tables = [_table(*key, rows) for key, rows in sorted(found.items(), reverse=True)]
+    tables = [_table(*key, rows) for key, rows in sorted(found.items())]
     put_on_page(page, "study", "\n\n".join(tables))
 
 
 def _table(model: str, number: str, steps: str, rows: list[dict]) -> str:
-    title = f"`shapes-{model}`, {number} prompts, {steps} steps:"
+    name, _, size = model.partition("@")
+    place = f"`shapes-{name}`" + (f" at {size} px" if size else "")
+    title = f"{place}, {number} prompts, {steps} steps:"
     lines = [f"| {' | '.join(_HEADER)} |", "|" + "---|" * len(_HEADER)]
     rows = sorted(rows, key=_place)
     for group in dict.fromkeys(row["group"] for row in rows):
