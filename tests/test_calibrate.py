@@ -186,14 +186,29 @@ def test_peers_are_counted_on_a_pipeline_of_their_own():
     from foveate.pipelines.broadcast.peers import counted_calls, peers
     from foveate.pipelines.shapes.load import MODELS
 
-    assert peers(foveate.load_shapes("sd")) == {}
     pipe = foveate.load_shapes("flux")
-    hook = peers(pipe)["diffusers' hook (2)"]
+    known = peers(pipe)
     call = {**MODELS["flux"].call, "height": 32, "width": 32}
-    runs = Runs(pipe=pipe, prompts=("a red star on a teal background",), steps=8, call=call)
+    runs = Runs(pipe=pipe, prompts=("a red star on a teal background",), steps=12, call=call)
     with counted_calls(pipe) as dense:
         before = runs.pictures()
-    pictures, computed = run_peer(hook, runs)
-    assert 0.5 < computed / len(dense) < 1
-    assert not np.array_equal(pictures, before)
-    assert np.array_equal(runs.pictures(), before)
+    for name in ("hook (2)", "TaylorSeer (2)", "FirstBlockCache (0.2)"):
+        pictures, computed = run_peer(known[f"diffusers' {name}"], runs)
+        assert 0.4 < computed / len(dense) < 1
+        assert not np.array_equal(pictures, before)
+        assert np.array_equal(runs.pictures(), before)
+
+
+def test_peers_are_those_of_the_model_that_are_installed(monkeypatch):
+    from foveate.pipelines.broadcast.peers import peers
+
+    installed = {"DeepCache", "cache_dit"}
+    monkeypatch.setattr(
+        "foveate.pipelines.broadcast.peers.find_spec", lambda name: name in installed or None
+    )
+    sd, flux = foveate.load_shapes("sd"), foveate.load_shapes("flux")
+    assert set(peers(sd)) == {f"DeepCache, interval {n}" for n in (2, 3, 5)}
+    assert "cache-dit, threshold 0.12" in peers(flux)
+    installed.clear()
+    assert peers(sd) == {}
+    assert all(name.startswith("diffusers'") for name in peers(flux))

@@ -8,7 +8,12 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
-from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
+from diffusers import (
+    DiffusionPipeline,
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 
 from ...attn_processors.hosts import denoiser_of
 from ...attn_processors.layouts import attention_layers
@@ -21,10 +26,23 @@ Peer = Callable[[DiffusionPipeline], AbstractContextManager[None]]
 
 
 def peers(pipe: DiffusionPipeline) -> dict[str, Peer]:
-    """Those that this pipeline and this machine can run, by name; all need a transformer."""
-    if not hasattr(pipe, "transformer"):
-        return {}
-    found = {f"diffusers' hook ({n})": partial(_hook, spatial=n) for n in (2, 3, 5)}
+    """Those that this pipeline and this machine can run, by name."""
+    found: dict[str, Peer] = {}
+    if hasattr(pipe, "unet"):
+        if find_spec("DeepCache") is not None:
+            for n in (2, 3, 5):
+                found[f"DeepCache, interval {n}"] = partial(_deep_cache, interval=n)
+        return found
+    for n in (2, 3, 5):
+        found[f"diffusers' hook ({n})"] = partial(_diffusers, config=partial(_pab, spatial=n))
+        taylor = TaylorSeerCacheConfig(cache_interval=n, disable_cache_before_step=3)
+        found[f"diffusers' TaylorSeer ({n})"] = partial(
+            _diffusers, config=lambda _, own=taylor: own
+        )
+    for x in (0.1, 0.2):
+        first = FirstBlockCacheConfig(threshold=x)
+        name = f"diffusers' FirstBlockCache ({x})"
+        found[name] = partial(_diffusers, config=lambda _, own=first: own)
     if find_spec("cache_dit") is not None:
         for x in (0.12, 0.24, 0.48):
             found[f"cache-dit, threshold {x}"] = partial(_cache_dit, threshold=x)
@@ -32,18 +50,36 @@ def peers(pipe: DiffusionPipeline) -> dict[str, Peer]:
 
 
 @contextmanager
-def _hook(pipe: DiffusionPipeline, spatial: int) -> Iterator[None]:
-    """diffusers' own pyramid attention broadcast; `spatial` is its skip range."""
-    config = PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=spatial,
-        spatial_attention_timestep_skip_range=(100, 850),
-        current_timestep_callback=lambda: pipe.current_timestep,
-    )
-    pipe.transformer.enable_cache(config)
+def _diffusers(
+    pipe: DiffusionPipeline, config: Callable[[DiffusionPipeline], object]
+) -> Iterator[None]:
+    """A cache of diffusers' own, by its configuration for the pipeline."""
+    pipe.transformer.enable_cache(config(pipe))
     try:
         yield
     finally:
         pipe.transformer.disable_cache()
+
+
+def _pab(pipe: DiffusionPipeline, spatial: int) -> PyramidAttentionBroadcastConfig:
+    """Pyramid attention broadcast; `spatial` is its skip range."""
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=spatial,
+        spatial_attention_timestep_skip_range=(100, 850),
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+
+
+@contextmanager
+def _deep_cache(pipe: DiffusionPipeline, interval: int) -> Iterator[None]:
+    """The inner blocks of a UNet run in every so many steps."""
+    helper = import_module("DeepCache").DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
 
 
 @contextmanager

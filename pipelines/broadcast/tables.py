@@ -21,8 +21,10 @@ _METHODS = (
     "calibrated, order 0 and",
     "calibrated",
     "dense",
+    "diffusers' hook",
     "diffusers",
     "cache-dit",
+    "DeepCache",
 )
 _HEADER = ("method", "calls computed", "PSNR, dB", "worst", "BIND", "seconds", "cache, MB")
 
