@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ...attn_processors.broadcast import FractionPlan, broadcast
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.curves import MAX_LAG
-from ...attn_processors.broadcast.schedule import Schedule, read_schedule
+from ...attn_processors.broadcast.schedule import read_schedule
 from ...attn_processors.broadcast.search import TAIL
 from ...kernels.broadcast import COMPUTE, FORECAST, REUSE
 from .runs import Runs, psnr
@@ -38,53 +38,69 @@ def refine(plan: CalibratedPlan, runs: Runs, tries: int) -> CalibratedPlan:
         with and without forecasts, and the portable plan of as many calls.
     Rows compute no more than the plan's share, and are for the schedule of `runs` alone.
     """
-    kinds = list(dict.fromkeys(plan.curves.layers.values()))
-    exact = runs.pictures()
-    schedule = read_schedule(runs.pipe.scheduler)
-    use_forecast = plan.use_forecast and not schedule.is_noisy
-    bar = tqdm(total=tries, desc="refine", unit="run", mininterval=1)
-    tried: dict[_Rows, float] = {}
+    trials = _Trials(plan, runs, tries)
+    with trials.bar:
+        best = max(islice(trials.starts(), tries), key=trials.quality)
+        while (better := trials.better(best)) is not None:
+            best = better
+    return trials.plan_with(best)
 
-    def of(rows: _Rows) -> CalibratedPlan:
-        return replace(plan, refined=dict(zip(kinds, rows, strict=True)))
 
-    def quality(rows: _Rows) -> float:
-        if rows not in tried:
-            with broadcast(runs.pipe, of(rows)):
-                tried[rows] = float(psnr(runs.pictures(), exact).mean())
-            bar.update()
-            bar.set_postfix_str(f"best {max(tried.values()):.1f} dB")
-        return tried[rows]
+class _Trials:
+    """Rows tried so far, {rows: mean dB}, and which to try next."""
 
-    def is_new(rows: _Rows) -> bool:
+    def __init__(self, plan: CalibratedPlan, runs: Runs, tries: int) -> None:
+        self._plan = plan
+        self._runs = runs
+        self._tries = tries
+        self._tried: dict[_Rows, float] = {}
+        self._kinds = list(dict.fromkeys(plan.curves.layers.values()))
+        self._exact = runs.pictures()
+        self._schedule = read_schedule(runs.pipe.scheduler)
+        self._use_forecast = plan.use_forecast and not self._schedule.is_noisy
+        self._rng = np.random.default_rng(runs.seed)
+        self.bar = tqdm(total=tries, desc="refine", unit="run", mininterval=1)
+
+    def starts(self) -> Iterator[_Rows]:
+        """Rows chosen by the curves, and the densest portable ones that the share allows."""
+        for arm in ("forecast", "reuse") if self._use_forecast else ("reuse",):
+            use_forecast = arm == "forecast"
+            own = replace(self._plan, refined={}, max_bytes=None, use_forecast=use_forecast)
+            rows = own.find(self._schedule).rows
+            by_kind = {kind: rows[layer] for layer, kind in own.curves.layers.items()}
+            yield tuple(by_kind[kind] for kind in self._kinds)
+            for every in range(2, MAX_LAG + 2):
+                portable = FractionPlan(every=every, arm=arm)
+                rows = portable.table(self._schedule, {kind: kind for kind in self._kinds})
+                if own.allows(rows):
+                    yield tuple(rows.values())
+                    break
+
+    def better(self, best: _Rows) -> _Rows | None:
+        """The first neighbour found, in random order, that is better; None where tries end."""
+        neighbours = list(_neighbours(best, self._use_forecast))
+        self._rng.shuffle(neighbours)
+        new = islice(filter(self._is_new, neighbours), self._tries - len(self._tried))
+        return next((rows for rows in new if self.quality(rows) > self.quality(best)), None)
+
+    def quality(self, rows: _Rows) -> float:
+        if rows not in self._tried:
+            with broadcast(self._runs.pipe, self.plan_with(rows)):
+                value = psnr(self._runs.pictures(), self._exact).mean()
+            self._tried[rows] = float(value)
+            self.bar.update()
+            self.bar.set_postfix_str(f"best {max(self._tried.values()):.1f} dB")
+        return self._tried[rows]
+
+    def plan_with(self, rows: _Rows) -> CalibratedPlan:
+        return replace(self._plan, refined=self._named(rows))
+
+    def _is_new(self, rows: _Rows) -> bool:
         is_sound = all(map(_is_sound, rows))
-        return rows not in tried and is_sound and plan.allows(dict(zip(kinds, rows, strict=True)))
+        return rows not in self._tried and is_sound and self._plan.allows(self._named(rows))
 
-    rng = np.random.default_rng(runs.seed)
-    better: _Rows | None = max(islice(_starts(plan, schedule, kinds), tries), key=quality)
-    while better is not None:
-        best = better
-        neighbours = list(_neighbours(best, use_forecast))
-        rng.shuffle(neighbours)
-        new = islice(filter(is_new, neighbours), tries - len(tried))
-        better = next((rows for rows in new if quality(rows) > quality(best)), None)
-    bar.close()
-    return of(best)
-
-
-def _starts(plan: CalibratedPlan, schedule: Schedule, kinds: list[str]) -> Iterator[_Rows]:
-    """Rows chosen by the curves, and the densest portable ones that the share allows."""
-    arms = ("forecast", "reuse") if plan.use_forecast and not schedule.is_noisy else ("reuse",)
-    for arm in arms:
-        searched = replace(plan, refined={}, max_bytes=None, use_forecast=arm == "forecast")
-        found = searched.find(schedule).rows
-        by_kind = {kind: found[layer] for layer, kind in plan.curves.layers.items()}
-        yield tuple(by_kind[kind] for kind in kinds)
-        for every in range(2, MAX_LAG + 2):
-            portable = FractionPlan(every=every, arm=arm).table(schedule, {k: k for k in kinds})
-            if plan.allows(portable):
-                yield tuple(portable.values())
-                break
+    def _named(self, rows: _Rows) -> dict[str, str]:
+        return dict(zip(self._kinds, rows, strict=True))
 
 
 def _is_sound(row: str) -> bool:

@@ -99,8 +99,8 @@ class Study:
         asks = asks_of(self.name, self.number, _HELD_OUT[0])
         runs = self._runs(self.number, _HELD_OUT, self.size)
         if self.size is None:
-            plot_curves(plan, self.folder / f"{own}-curves.png")
-            plot_rows(plan, self.folder / f"{own}-plan.png")
+            plot_curves(plan, self.folder / f"{self.name}-curves.png")
+            plot_rows(plan, self.folder / f"{self.name}-plan.png")
             compared = methods(runs, plan)
         else:
             compared = at_equal_calls(runs, timed(plan, replace(runs, prompts=runs.prompts[:1])))
