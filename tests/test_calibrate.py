@@ -132,9 +132,64 @@ def test_bad_options(pixart, options, message):
         calibrate(pixart.pipe, prompts, **asked)
 
 
-def test_two_denoisers_are_refused():
+@pytest.fixture(scope="module")
+def two_denoisers():
+    """A tiny Wan 2.2 whose second denoiser takes over in the middle, and its curves."""
     wan = Latents("wan", two_denoisers=True)
-    with pytest.raises(NotImplementedError, match="measures one denoiser, .* transformer_2"):
+    wan.pipe.register_to_config(boundary_ratio=0.9)
+    call = {**wan.arguments, "height": 32, "width": 48, "max_sequence_length": 16}
+    runs = Runs(pipe=wan.pipe, prompts=("a cat",), steps=12, call=call)
+    return wan, runs, measure(runs)
+
+
+def first_below(limit, timesteps):
+    return next(i for i, t in enumerate(timesteps) if t < limit)
+
+
+def test_nothing_is_read_across_two_denoisers(two_denoisers):
+    wan, runs, curves = two_denoisers
+    wan.pipe.scheduler.set_timesteps(20)
+    others = curves.at(wan.pipe.scheduler.timesteps.tolist())
+    start = first_below(900, curves.timesteps)
+    halfway = sum(curves.timesteps[start - 1 : start + 1]) / 2
+    for own, limit in ((curves, 900), (others, halfway)):
+        n, start = len(own.timesteps), first_below(limit, own.timesteps)
+        assert 3 < start < n - 3
+        for j in range(n):
+            for lag in range(1, 5):
+                is_known = j - lag >= (start if j >= start else 0)
+                assert np.isfinite(own.reuse[:, j, lag - 1]).all() == is_known
+                for gap in range(1, 6):
+                    is_known = j - lag - gap >= (start if j >= start else 0)
+                    assert np.isfinite(own.forecast[:, j, lag - 1, gap - 1]).all() == is_known
+        for weights in (own.weight, own.forecast_weight):
+            assert all(
+                np.isfinite(weight).all() and (weight > 0).all() for weight in weights.values()
+            )
+
+
+def test_two_denoisers_get_one_plan(two_denoisers, tmp_path):
+    wan, runs, curves = two_denoisers
+    plan = calibrate(runs.pipe, runs.prompts, steps=12, calls=0.7, refine=4, call=runs.call)
+    plan.save(tmp_path / "plan.json")
+    start = first_below(900, curves.timesteps)
+    with broadcast(wan.pipe, tmp_path / "plan.json") as handle:
+        runs.latents()
+        first, second = handle.reports()
+    rows = plan.find(Schedule(plan.curves.timesteps)).rows
+    for report, own in ((first, slice(0, start)), (second, slice(start, None))):
+        for layer in report.layers:
+            assert layer.row == rows[layer.layer][own]
+    with torch.no_grad():
+        wan.pipe.transformer_2.blocks[0].attn1.to_q.weight.mul_(2)
+    with pytest.raises(ValueError, match="weights of this Wan.* have changed"):
+        broadcast(wan.pipe, plan)
+
+
+def test_two_denoisers_of_other_layers_are_refused():
+    wan = Latents("wan", two_denoisers=True)
+    wan.pipe.transformer_2.blocks = wan.pipe.transformer_2.blocks[:1]
+    with pytest.raises(ValueError, match="two denoisers of the pipeline have other layers"):
         calibrate(wan.pipe, ["a cat"], steps=STEPS, calls=0.5)
 
 

@@ -36,7 +36,8 @@ class CalibratedPlan(Plan):
         for the schedule it was measured on. On another the curves choose.
     max_bytes: of the cache, for one picture and one branch at the size calibrated; layers that save
         least time a byte compute.
-    model, fingerprint, scheduler, versions: what it was measured on.
+    model, fingerprint, scheduler, versions: what it was measured on; fingerprints of two denoisers
+        are joined by a comma.
     checked: what was found on held-out prompts.
     """
 
@@ -116,7 +117,7 @@ class CalibratedPlan(Plan):
         if name != self.model:
             raise ValueError(f"the plan was calibrated on a {self.model}, this is a {name}")
         check_layers(list(self.curves.layers), layers)
-        if fingerprint(model) != self.fingerprint:
+        if fingerprint(model) not in self.fingerprint.split(","):
             raise ValueError(
                 f"the weights of this {name} have changed since the plan was calibrated "
                 "(another checkpoint, an adapter?); calibrate it again"

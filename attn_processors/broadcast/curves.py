@@ -29,7 +29,8 @@ class Curves:
     seconds: [L], of one call of the layer.
     num_bytes: [L], of one output in its own precision.
     forward_seconds: of one forward of the model.
-    Where an evaluation has no such predecessor, the error is infinite.
+    Where an evaluation has no such predecessor, the error is infinite: at the beginning, and where
+    a second denoiser takes over.
     """
 
     timesteps: tuple[float, ...]
@@ -79,16 +80,20 @@ class Curves:
         own = np.asarray(self.timesteps)
         new = np.full((len(self.layers), len(times), MAX_LAG), np.inf)
         distances, known = _lags(own), np.isfinite(self.reuse[0])
+        source = _nearest(known.any(1))
         for lag in range(1, min(MAX_LAG, len(times) - 1) + 1):
             asked = _spaced(times, lag)  # [n - lag]
             by_own = np.zeros((len(self.layers), len(own), len(asked)))
-            for j in range(1, len(own)):
+            for j in np.unique(source):
                 x = np.concatenate(([0], distances[j, known[j]]))
                 for layer, values in enumerate(self.reuse[:, j]):
                     by_own[layer, j] = _line(x, np.concatenate(([0], values[known[j]])), asked)
-            by_own[:, 0] = by_own[:, 1]
+            by_own = by_own[:, source]
             for place, t in enumerate(times[lag:]):
                 new[:, lag + place, lag - 1] = _between(self.timesteps, by_own[..., place], t)
+        for j, lag in np.ndindex(new.shape[1:]):
+            if self._changes_model(times[max(j - lag - 1, 0)], times[j]):
+                new[:, j, lag] = np.inf
         return new
 
     def _forecast_at(self, times: np.ndarray) -> np.ndarray:
@@ -99,17 +104,35 @@ class Curves:
         ratio = np.divide(self.forecast, missed, out=np.zeros_like(self.forecast), where=finite)
         count = finite.sum((2, 3))
         curvature = ratio.sum((2, 3)) / np.maximum(count, 1)
-        first = int(np.argmax(count[0] > 0))
-        curvature[:, :first] = curvature[:, first : first + 1]
+        curvature = curvature[:, _nearest(count[0] > 0)]
         at_new = _between(self.timesteps, curvature, times)  # [L, m]
         product = _product(times)
+        for j, lag, gap in np.ndindex(product.shape):
+            if self._changes_model(times[max(j - lag - gap - 2, 0)], times[j]):
+                product[j, lag, gap] = 0
         return np.where(product > 0, at_new[..., None, None] * product, np.inf)
+
+    def _changes_model(self, start: float, end: float) -> bool:
+        """Whether a second denoiser takes over between these times.
+
+        Taken to be halfway between the evaluations measured. What is read one evaluation too early
+        is not there, and the layer computes.
+        """
+        starts = 1 + np.flatnonzero(np.isinf(self.reuse[0, 1:, 0]))
+        handovers = [(self.timesteps[j - 1] + self.timesteps[j]) / 2 for j in starts]
+        return any((start > t) != (end > t) for t in handovers)
 
 
 def rounded(value: np.ndarray) -> np.ndarray:
     """Four significant digits, so that what is written to a file is what was used."""
     flat = [float(f"{x:.4g}") for x in np.ravel(value)]
     return np.array(flat).reshape(np.shape(value))
+
+
+def _nearest(usable: np.ndarray) -> np.ndarray:
+    """[n]: the nearest evaluation that is usable, the earlier of two."""
+    own = np.flatnonzero(usable)
+    return own[np.abs(own - np.arange(len(usable))[:, None]).argmin(1)]
 
 
 def _lags(times: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -68,19 +69,23 @@ def calibrate(
     max_bytes: of the cache, for one picture and one branch.
     call: other arguments of the pipeline's call, such as size and guidance.
 
-    Raises ValueError for bad options and schedules of fewer than 8 evaluations, NotImplementedError
-    for a pipeline with two denoisers.
+    Two denoisers of the same layers (Wan 2.2) get one plan, in which nothing is read across the
+    evaluation at which the second takes over.
+
+    Raises ValueError for bad options, schedules of fewer than 8 evaluations, and two denoisers of
+    other layers.
     """
     _check(prompts, steps, calls, cost, psnr_goal, held_out, refine)
     runs = Runs(pipe=pipe, prompts=tuple(prompts), steps=steps, call=dict(call or {}), seed=seed)
+    denoisers = list(denoisers_of(pipe, "calibrate")[0].values())
     plan = CalibratedPlan(
         curves=measure(runs),
         share=1.0 if psnr_goal is not None else calls if cost is None else cost,
         use_cost=cost is not None,
         use_forecast=forecast,
         max_bytes=max_bytes,
-        model=type(_denoiser(pipe)).__name__,
-        fingerprint=fingerprint(_denoiser(pipe)),
+        model=type(denoisers[0]).__name__,
+        fingerprint=",".join(map(fingerprint, denoisers)),
         scheduler=type(pipe.scheduler).__name__,
         versions={name: version(name) for name in ("diffusers", "torch")},
     )
@@ -100,25 +105,24 @@ def calibrate(
 
 def measure(runs: Runs) -> Curves:
     """Steps 1 and 2: the curves of a pipeline."""
-    model = _denoiser(runs.pipe)
-    kinds = layer_kinds(model, None)
-    with layer_seconds(model) as seconds:
+    models = list(denoisers_of(runs.pipe, "calibrate")[0].values())
+    kinds = _shared_kinds(models)
+    with ExitStack() as timing:
+        timed = [timing.enter_context(layer_seconds(model)) for model in models]
         exact = runs.latents()
+    taken = [seconds() for seconds in timed]
     timesteps = read_schedule(runs.pipe.scheduler).timesteps
     if len(timesteps) < MIN_EVALUATIONS:
         raise ValueError(
             f"{len(timesteps)} evaluations change too much from one to the next for any plan; "
             f"calibrate with {MIN_EVALUATIONS} or more"
         )
-    recording = Recording()
-    attached = attach(model, FractionPlan(every=1), runs.pipe, kinds=kinds, observe=recording)
-    try:
-        runs.latents()
-    finally:
-        attached.remove()
-    errors = [recording.errors(name, timesteps) for name in kinds]
+    recordings = _record(runs, models, kinds)
+    errors = [_errors(recordings, name, timesteps) for name in kinds]
     reuse, forecast = (rounded(np.stack(of_arm)) for of_arm in zip(*errors, strict=True))
-    taken = seconds()
+    num_bytes = [
+        max(recording.num_bytes.get(name, 0) for recording in recordings) for name in kinds
+    ]
     return Curves(
         timesteps=timesteps,
         layers=kinds,
@@ -126,10 +130,48 @@ def measure(runs: Runs) -> Curves:
         forecast=forecast,
         weight=_weights(runs, exact, kinds, REUSE, reuse[..., 0]),
         forecast_weight=_weights(runs, exact, kinds, FORECAST, forecast[..., 0, 0]),
-        seconds=rounded(np.array([taken[name] for name in kinds])),
-        num_bytes=rounded(np.array([recording.num_bytes[name] for name in kinds], dtype=float)),
-        forward_seconds=float(rounded(np.array(taken[WHOLE]))),
+        seconds=rounded(np.array([_mean_seconds(taken, name) for name in kinds])),
+        num_bytes=rounded(np.array(num_bytes, dtype=float)),
+        forward_seconds=float(rounded(np.array(_mean_seconds(taken, WHOLE)))),
     )
+
+
+def _shared_kinds(models: Sequence[torch.nn.Module]) -> dict[str, str]:
+    """{layer: kind}, the same for every denoiser."""
+    kinds, *others = (layer_kinds(model, None) for model in models)
+    if any(other != kinds for other in others):
+        raise ValueError(
+            "the two denoisers of the pipeline have other layers, and one plan cannot serve both; "
+            "use a FractionPlan, which needs no measurement"
+        )
+    return kinds
+
+
+def _record(
+    runs: Runs, models: Sequence[torch.nn.Module], kinds: Mapping[str, str]
+) -> list[Recording]:
+    """What the layers of each denoiser put out in a dense run."""
+    recordings = [Recording() for _ in models]
+    with ExitStack() as undo:
+        for model, recording in zip(models, recordings, strict=True):
+            dense = FractionPlan(every=1)
+            attached = attach(model, dense, runs.pipe, kinds=kinds, observe=recording)
+            undo.callback(attached.remove)
+        runs.latents()
+    return [recording for recording in recordings if recording.num_bytes]
+
+
+def _errors(
+    recordings: Sequence[Recording], name: str, timesteps: tuple[float, ...]
+) -> list[np.ndarray]:
+    """Of reuse and forecast; infinite where an output is another denoiser's."""
+    found = [recording.errors(name, timesteps) for recording in recordings]
+    return [np.min(of_arm, axis=0) for of_arm in zip(*found, strict=True)]
+
+
+def _mean_seconds(taken: Sequence[Mapping[str, float]], name: str) -> float:
+    """Over the denoisers that ran."""
+    return float(np.mean([seconds[name] for seconds in taken if name in seconds]))
 
 
 def _weights(
@@ -137,8 +179,8 @@ def _weights(
 ) -> dict[str, np.ndarray]:
     """{kind: [n]} of an arm with these errors [L, n] at the evaluation: step 2."""
     n = errors.shape[1]
-    first = int(np.isfinite(errors[0]).argmax())
-    places = sorted({*range(first, n - 2, _EVERY), n - 3})
+    known = np.isfinite(errors[0])
+    places = [i for i in sorted({*range(int(known.argmax()), n - 2, _EVERY), n - 3}) if known[i]]
     todo = [(kind, i) for kind in dict.fromkeys(kinds.values()) for i in places]
     found: dict[str, list[float]] = {}
     for kind, i in tqdm(todo, desc=f"calibrate {_ARMS[arm]}", unit="run", mininterval=1):
@@ -183,16 +225,6 @@ def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> Calibrated
     found = {"psnr": values.mean(), "worst_psnr": values.min(), "computed_share": share}
     found = {name: round(float(value), 4) for name, value in found.items()}
     return replace(plan, checked={**found, "prompts": len(tried.prompts)})
-
-
-def _denoiser(pipe: DiffusionPipeline) -> torch.nn.Module:
-    models, _ = denoisers_of(pipe, "calibrate")
-    if len(models) > 1:
-        raise NotImplementedError(
-            f"calibrate measures one denoiser, this pipeline has {', '.join(models)}; "
-            "use a FractionPlan, which needs no measurement"
-        )
-    return next(iter(models.values()))
 
 
 def _check(
