@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...kernels.broadcast import COMPUTE, FORECAST, REUSE
+from ...kernels.broadcast import COMPUTE, FORECAST, REUSE, TAIL
 from .curves import MAX_LAG, Curves
 
-__all__ = ["TAIL", "Found", "search", "share_of"]
+__all__ = ["Found", "search", "share_of"]
 
 _GAPS = MAX_LAG + 1  # between computed evaluations: 1..G + 1
-TAIL = 2  # evaluations at the end that compute: nothing repairs what is wrong there
 _PRICES = 1e-24, 1e12  # squared errors of a latent lie far inside
 _PRECISION = 1.001
 

@@ -3,7 +3,7 @@
 from .arms import ARMS, COMPUTE, CORRECT, FORECAST, LEGEND, REUSE, check_row, last_read
 from .cache import Cache, Entry
 from .forecast import forecast, recall
-from .fractions import MIN_EVALUATIONS, check_every, fraction_row
+from .fractions import MIN_EVALUATIONS, TAIL, check_every, fraction_row
 from .stores import STORES, Kept, Packed, Store, num_bytes, store_of
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "MIN_EVALUATIONS",
     "REUSE",
     "STORES",
+    "TAIL",
     "Cache",
     "Entry",
     "Kept",

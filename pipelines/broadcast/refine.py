@@ -20,8 +20,7 @@ from ...attn_processors.broadcast import FractionPlan, broadcast
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
 from ...attn_processors.broadcast.curves import MAX_LAG
 from ...attn_processors.broadcast.schedule import read_schedule
-from ...attn_processors.broadcast.search import TAIL
-from ...kernels.broadcast import COMPUTE, FORECAST, REUSE
+from ...kernels.broadcast import COMPUTE, FORECAST, REUSE, TAIL
 from .runs import Runs, psnr
 
 __all__ = ["refine"]
