@@ -1,7 +1,6 @@
 """Rows refined by trying: allowed, better, in no more runs than asked for, for one schedule."""
 
 import itertools
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -163,23 +162,33 @@ def test_rows_that_are_not_for_the_plan(refined, options, message):
 
 
 @pytest.mark.parametrize("is_better", [True, False])
-def test_calibrate_takes_refined_rows_where_they_hold(pixart, refined, is_better, monkeypatch):
+def test_refined_rows_are_taken_where_they_hold(plan, runs, is_better, monkeypatch):
     """On held-out prompts as well as on those they were found on."""
-    rows = dict.fromkeys(refined.refined, "##########" if is_better else "#====#==##")
-    module = sys.modules[calibrate.__module__]  # the package has a function of its name
-    monkeypatch.setattr(
-        module, "refine_rows", lambda plan, *_: replace(plan, share=1.0, refined=rows)
-    )
+    held_out = replace(runs, prompts=("a bird",), seed=7)
+    measured = refining.quality
+
+    def judged(own, where, exact):
+        found = measured(own, where, exact)
+        is_worse = where is held_out and bool(own.refined) != is_better
+        return found - 50 if is_worse else found
+
+    monkeypatch.setattr(refining, "quality", judged)
+    assert bool(refine(plan, runs, 4, held_out).refined) == is_better
+
+
+@pytest.mark.parametrize("goal", [30.0, 45.0])
+def test_a_goal_is_reached_on_held_out_prompts(pixart, goal):
     found = calibrate(
         pixart.pipe,
         ["a cat", "a dog"],
         steps=STEPS,
-        calls=0.7,
+        psnr_goal=goal,
         held_out=["a bird"],
+        refine=3,
         call=pixart.arguments,
     )
-    assert bool(found.refined) == is_better
-    assert found.checked["psnr"] > 0
+    assert found.checked["psnr"] >= goal
+    assert found.checked["computed_share"] <= found.share < 1
 
 
 def test_calibrate_refines(pixart):

@@ -33,6 +33,7 @@ from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoisers_of
 from ...kernels.broadcast import COMPUTE, FORECAST, MIN_EVALUATIONS, REUSE
 from .record import WHOLE, Recording, layer_seconds
+from .refine import quality
 from .refine import refine as refine_rows
 from .runs import Runs, psnr
 
@@ -89,18 +90,12 @@ def calibrate(
         scheduler=type(pipe.scheduler).__name__,
         versions={name: version(name) for name in ("diffusers", "torch")},
     )
-    if not held_out:
-        return refine_rows(plan, runs, refine) if refine else plan
-    tried = replace(runs, prompts=tuple(held_out), seed=seed + len(prompts))
-    exact = tried.pictures()
-    if psnr_goal is None:
-        plan = _checked(plan, tried, exact)
-    else:
-        plan = _least_share(plan, tried, exact, psnr_goal)
-    if not refine:
-        return plan
-    refined = _checked(refine_rows(plan, runs, refine), tried, exact)
-    return max(plan, refined, key=lambda either: either.checked["psnr"])
+    tried = replace(runs, prompts=tuple(held_out), seed=seed + len(prompts)) if held_out else None
+    if psnr_goal is not None:
+        plan = _least_share(plan, tried, psnr_goal)
+    if refine:
+        plan = refine_rows(plan, runs, refine, tried)
+    return plan if tried is None else _checked(plan, tried, tried.pictures())
 
 
 def measure(runs: Runs) -> Curves:
@@ -198,23 +193,18 @@ def _weights(
     }
 
 
-def _least_share(
-    plan: CalibratedPlan, tried: Runs, exact: np.ndarray, goal: float
-) -> CalibratedPlan:
-    """The smallest share of the calls whose held-out pictures reach the goal."""
-    low, high, best = 0.0, 1.0, None
+def _least_share(plan: CalibratedPlan, tried: Runs, goal: float) -> CalibratedPlan:
+    """The plan with the smallest share of the calls whose held-out pictures reach the goal."""
+    exact = tried.pictures()
+    low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (low + high) / 2
         try:
-            candidate = _checked(replace(plan, share=share), tried, exact)
+            found = quality(replace(plan, share=share), tried, exact).mean()
         except ValueError:  # fewer calls than the longest gaps leave
-            low = share
-            continue
-        if candidate.checked["psnr"] >= goal:
-            high, best = share, candidate
-        else:
-            low = share
-    return _checked(plan, tried, exact) if best is None else best
+            found = -np.inf
+        low, high = (low, share) if found >= goal else (share, high)
+    return replace(plan, share=high)
 
 
 def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> CalibratedPlan:

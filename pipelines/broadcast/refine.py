@@ -30,11 +30,14 @@ _SHIFTS = (-2, -1, 1, 2)
 _OTHER = {REUSE: FORECAST, FORECAST: REUSE}
 
 
-def refine(plan: CalibratedPlan, runs: Runs, tries: int) -> CalibratedPlan:
+def refine(
+    plan: CalibratedPlan, runs: Runs, tries: int, held_out: Runs | None = None
+) -> CalibratedPlan:
     """The plan with the rows whose pictures of `runs` are nearest to dense, in mean dB.
 
     tries: runs at most; fewer where no neighbour is better. They begin with the rows of the plan,
         with and without forecasts, and the portable plan of as many calls.
+    held_out: other prompts; the rows are taken where they are better on these too.
     Rows compute no more than the plan's share, and are for the schedule of `runs` alone.
     """
     trials = _Trials(plan, runs, tries)
@@ -42,7 +45,17 @@ def refine(plan: CalibratedPlan, runs: Runs, tries: int) -> CalibratedPlan:
         best = max(islice(trials.starts(), tries), key=trials.quality)
         while (better := trials.better(best)) is not None:
             best = better
-    return trials.plan_with(best)
+    refined = trials.plan_with(best)
+    if held_out is None:
+        return refined
+    exact = held_out.pictures()
+    return max(plan, refined, key=lambda either: quality(either, held_out, exact).mean())
+
+
+def quality(plan: CalibratedPlan, runs: Runs, exact: np.ndarray) -> np.ndarray:
+    """dB of every picture drawn with the plan to its dense one."""
+    with broadcast(runs.pipe, plan):
+        return psnr(runs.pictures(), exact)
 
 
 class _Trials:
@@ -84,9 +97,8 @@ class _Trials:
 
     def quality(self, rows: _Rows) -> float:
         if rows not in self._tried:
-            with broadcast(self._runs.pipe, self.plan_with(rows)):
-                value = psnr(self._runs.pictures(), self._exact).mean()
-            self._tried[rows] = float(value)
+            found = quality(self.plan_with(rows), self._runs, self._exact)
+            self._tried[rows] = float(found.mean())
             self.bar.update()
             self.bar.set_postfix_str(f"best {max(self._tried.values()):.1f} dB")
         return self._tried[rows]

@@ -41,7 +41,8 @@ __all__ = ["main"]
 
 # seeds of prompts and of noise
 _CALIBRATION = 1, 100
-_HELD_OUT = 2, 0
+_CHECK = 3, 200
+_COMPARED = 2, 0
 
 
 def asks_of(name: str, number: int, seed: int) -> list[Ask]:
@@ -60,12 +61,17 @@ def plan_of(runs: Runs, path: Path) -> CalibratedPlan:
     return CalibratedPlan.load(path)
 
 
-def refined(plan: CalibratedPlan, runs: Runs, tries: int, path: Path) -> CalibratedPlan:
-    """The plan with rows refined on `runs`, once for each share: {share: {kind: row}} in a file."""
+def refined(
+    plan: CalibratedPlan, runs: Runs, tries: int, check: Runs, path: Path
+) -> CalibratedPlan:
+    """The plan with rows refined on `runs`, once for each share: {share: {kind: row}} in a file.
+
+    Without rows where they were no better on `check`.
+    """
     found = json.loads(path.read_text()) if path.exists() else {}
     share = f"{plan.share:.4f}"
     if share not in found:
-        found[share] = dict(refine(plan, runs, tries).refined)
+        found[share] = dict(refine(plan, runs, tries, check).refined)
         path.write_text(json.dumps(found, indent=1))
     return replace(plan, refined=found[share])
 
@@ -96,8 +102,8 @@ class Study:
     def run(self) -> None:
         own = f"{self.name}-{self.steps}"
         plan = plan_of(self._runs(4, _CALIBRATION), self.folder / f"{own}.json")
-        asks = asks_of(self.name, self.number, _HELD_OUT[0])
-        runs = self._runs(self.number, _HELD_OUT, self.size)
+        asks = asks_of(self.name, self.number, _COMPARED[0])
+        runs = self._runs(self.number, _COMPARED, self.size)
         if self.size is None:
             plot_curves(plan, self.folder / f"{self.name}-curves.png")
             plot_rows(plan, self.folder / f"{self.name}-plan.png")
@@ -130,8 +136,8 @@ class Study:
         if not method.is_refined:
             return method
         path = self.folder / f"{self.name}-{self.steps}-refined.json"
-        runs = self._runs(self.refine_on, _CALIBRATION)
-        return replace(method, plan=refined(method.plan, runs, self.tries, path))
+        runs, check = (self._runs(self.refine_on, seeds) for seeds in (_CALIBRATION, _CHECK))
+        return replace(method, plan=refined(method.plan, runs, self.tries, check, path))
 
 
 def main() -> None:
