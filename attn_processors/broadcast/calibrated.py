@@ -54,7 +54,7 @@ class CalibratedPlan(Plan):
     checked: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
         if self.refined:
             self._check_refined()
@@ -94,7 +94,13 @@ class CalibratedPlan(Plan):
             rows = self._by_layer(self.refined)
             found = Found(rows, share_of(rows, curves, use_cost=use_cost), math.nan)
         else:
-            found = search(curves, self.share, use_cost=use_cost, use_forecast=use_forecast)
+            found = search(
+                curves,
+                self.share,
+                use_cost=use_cost,
+                use_forecast=use_forecast,
+                is_strict=curves is self.curves,
+            )
         if self.max_bytes is None:
             return found
         rows = _fitting(curves, found.rows, self.max_bytes)
@@ -109,8 +115,13 @@ class CalibratedPlan(Plan):
         return {layer: rows[kind] for layer, kind in self.curves.layers.items()}
 
     def notes(self, schedule: Schedule, layers: Mapping[str, str]) -> tuple[str, ...]:
-        few = (too_few(schedule),) if len(schedule) < MIN_EVALUATIONS else ()
-        return few + unknown_layers(self.curves.layers, layers)
+        told = unknown_layers(self.curves.layers, layers)
+        if len(schedule) < MIN_EVALUATIONS:
+            return (too_few(schedule), *told)
+        share = self.find(schedule).share
+        if self.max_bytes is None and share > self.share + _ROUNDING:
+            return (f"{share:.0%} compute, the least in {len(schedule)} evaluations", *told)
+        return told
 
     def check(self, model: nn.Module, layers: Mapping[str, str]) -> None:
         name = type(model).__name__
@@ -150,12 +161,21 @@ class CalibratedPlan(Plan):
 
     @classmethod
     def load(cls, path: str | Path) -> CalibratedPlan:
-        """Raises ValueError where the file is not such a plan."""
+        """Raises ValueError where the file is not such a plan, or its rows are not the plan's."""
         data = json.loads(Path(path).read_text())
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is no plan of `foveate calibrate` of format {_FORMAT}")
-        data.pop("rows")
-        return cls(curves=_curves(data.pop("curves")), **data)
+        rows = data.pop("rows", None)
+        try:
+            plan = cls(curves=_curves(data.pop("curves")), **data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no whole plan: {error}") from error
+        if rows is not None and rows != plan.find(plan._own_schedule()).rows:
+            raise ValueError(
+                f"the rows of {path} are not those that follow from its curves; leave them out, or "
+                'give rows of your own as "refined": {kind: row}'
+            )
+        return plan
 
     def _own_schedule(self) -> Schedule:
         return Schedule(self.curves.timesteps, False, self.scheduler)

@@ -80,8 +80,7 @@ class Controller:
                 "broadcast does not run in training mode: outputs of earlier steps carry no "
                 "gradient; call eval() on the model, or remove() the broadcast"
             )
-        for gate in self.gates:
-            gate.rest()
+        self._let_go()
         self._now = None
         self._follow_schedule()
         if torch.is_grad_enabled():
@@ -111,6 +110,7 @@ class Controller:
                 self._take(gate, branch, index)
         self.cache.settle(branch, index)
         self.tally.count(self.gates, branch, index)
+        self._let_go()
 
     def note(self, text: str) -> None:
         """Say something once to the log, and in the report of this run."""
@@ -122,13 +122,20 @@ class Controller:
     def reset(self) -> None:
         """Forget everything kept; the next forward begins a run."""
         self.cache.clear()
+        self._let_go()
         self._begin(self.schedule)
 
     def close(self) -> None:
         """Free everything and leave the gates open."""
         self.cache.clear()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the gates open, with nothing of this forward in them."""
         for gate in self.gates:
             gate.rest()
+        if self._offload is not None:
+            self._offload.begin([])
 
     def _follow_schedule(self) -> None:
         schedule = self._run.begun()

@@ -43,6 +43,26 @@ class Curves:
     num_bytes: np.ndarray
     forward_seconds: float
 
+    def __post_init__(self) -> None:
+        layers, n = len(self.layers), len(self.timesteps)
+        shapes = {
+            "reuse": (layers, n, MAX_LAG),
+            "forecast": (layers, n, MAX_LAG, MAX_LAG + 1),
+            "seconds": (layers,),
+            "num_bytes": (layers,),
+        }
+        for name, shape in shapes.items():
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(
+                    f"{name} must be {list(shape)} for {layers} layers and {n} evaluations, got "
+                    f"{list(np.shape(getattr(self, name)))}"
+                )
+        for weights in (self.weight, self.forecast_weight):
+            if {len(weight) for weight in weights.values()} != {n}:
+                raise ValueError(f"weights must have {n} values, one for each evaluation")
+            if set(weights) != set(self.layers.values()):
+                raise ValueError(f"weights must be of {sorted(set(self.layers.values()))}")
+
     @property
     def share_of_time(self) -> float:
         """Time of the attention layers over that of the model."""

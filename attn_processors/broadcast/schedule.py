@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["Schedule", "read_schedule"]
 
-_NOISY = ("Ancestral", "SDE", "LCM", "TCD", "DDPM")
+# in the names of schedulers that add noise in every step
+_NOISY = ("Ancestral", "SDE", "Sde", "LCM", "TCD", "DDPM", "CogVideoXDPM", "SASolver", "UnCLIP")
 
 
 @dataclass(frozen=True, slots=True)

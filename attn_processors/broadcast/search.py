@@ -40,9 +40,17 @@ class Found(NamedTuple):
 
 
 def search(
-    curves: Curves, share: float, *, use_cost: bool = False, use_forecast: bool = True
+    curves: Curves,
+    share: float,
+    *,
+    use_cost: bool = False,
+    use_forecast: bool = True,
+    is_strict: bool = True,
 ) -> Found:
-    """Rows whose computed calls are at most `share` of all, weighed by seconds with `use_cost`."""
+    """Rows whose computed calls are at most `share` of all, weighed by seconds with `use_cost`.
+
+    Where no rows compute so little: ValueError, or the least there is unless `is_strict`.
+    """
     kinds = list(dict.fromkeys(curves.layers.values()))
     places = [[i for i, k in enumerate(curves.layers.values()) if k == kind] for kind in kinds]
     each = _prices(curves, use_cost)
@@ -51,7 +59,7 @@ def search(
         _best(curves, kind, own, use_forecast) for kind, own in zip(kinds, places, strict=True)
     ]
     segments = _segments(np.stack([errors for errors, _ in of_kinds]))
-    price = _lowest_price(segments, prices, share)
+    price = _lowest_price(segments, prices, share, is_strict)
     computed, total = _paths(segments, price * prices)
     total = total - price * (computed * prices[:, None]).sum(1)
     rows = {k: _row(of_kinds[i][1], computed[i]) for i, k in enumerate(kinds)}
@@ -71,7 +79,7 @@ def _prices(curves: Curves, use_cost: bool) -> np.ndarray:
     return curves.seconds if use_cost else np.ones(len(curves.layers))
 
 
-def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> float:
+def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float, is_strict: bool) -> float:
     """The price of a call at which at most `share` of them compute."""
 
     def computes(price: float) -> float:
@@ -79,6 +87,8 @@ def _lowest_price(segments: np.ndarray, prices: np.ndarray, share: float) -> flo
 
     low, high = _PRICES
     least = computes(high)
+    if least > share and not is_strict:
+        return high
     if least > share:
         raise ValueError(
             f"a share of {share:.3g} is too small: the first and the last {TAIL} evaluations "

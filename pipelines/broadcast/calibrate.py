@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -76,7 +77,8 @@ def calibrate(
     Raises ValueError for bad options, schedules of fewer than 8 evaluations, and two denoisers of
     other layers.
     """
-    _check(prompts, steps, calls, cost, psnr_goal, held_out, refine)
+    _check(prompts, held_out, steps, refine, max_bytes)
+    _check_asked(calls, cost, psnr_goal, held_out)
     runs = Runs(pipe=pipe, prompts=tuple(prompts), steps=steps, call=dict(call or {}), seed=seed)
     denoisers = list(denoisers_of(pipe, "calibrate")[0].values())
     plan = CalibratedPlan(
@@ -90,6 +92,7 @@ def calibrate(
         scheduler=type(pipe.scheduler).__name__,
         versions={name: version(name) for name in ("diffusers", "torch")},
     )
+    plan.find(read_schedule(pipe.scheduler))  # a share that is too small is refused here
     tried = replace(runs, prompts=tuple(held_out), seed=seed + len(prompts)) if held_out else None
     if psnr_goal is not None:
         plan = _least_share(plan, tried, psnr_goal)
@@ -218,23 +221,31 @@ def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> Calibrated
 
 
 def _check(
-    prompts: Sequence[str],
-    steps: int,
-    calls: float | None,
-    cost: float | None,
-    psnr_goal: float | None,
-    held_out: Sequence[str],
-    refine: int,
+    prompts: Sequence[str], held_out: Sequence[str], steps: int, refine: int, max_bytes: int | None
 ) -> None:
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
+    if isinstance(held_out, str):
+        raise ValueError(f"held_out must be a list of prompts, got {held_out!r}")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
     if not isinstance(refine, int) or refine < 0:
         raise ValueError(f"refine must be a number of runs, 0 for none, got {refine!r}")
+    if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes < 0):
+        raise ValueError(f"max_bytes must be an integer >= 0, got {max_bytes!r}")
+
+
+def _check_asked(
+    calls: float | None, cost: float | None, psnr_goal: float | None, held_out: Sequence[str]
+) -> None:
     asked = {"calls": calls, "cost": cost, "psnr_goal": psnr_goal}
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give one of calls, cost and psnr_goal, got {given or 'none'}")
+    for name in ("calls", "cost"):
+        if asked[name] is not None and not 0 < asked[name] <= 1:
+            raise ValueError(f"{name} must be a share in (0, 1], got {asked[name]!r}")
+    if psnr_goal is not None and not math.isfinite(psnr_goal):
+        raise ValueError(f"psnr_goal must be a number of dB, got {psnr_goal!r}")
     if psnr_goal is not None and not held_out:
         raise ValueError("psnr_goal is reached on other prompts; give held_out")

@@ -27,6 +27,12 @@ class Runs:
     call: Mapping[str, object]
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        own = {"prompt", "num_inference_steps", "generator", "output_type", "return_dict"}
+        taken = sorted(own & set(self.call))
+        if taken:
+            raise ValueError(f"{', '.join(taken)} of the call are set here; leave them out")
+
     def latents(self) -> torch.Tensor:
         """Final latents, float32 on the CPU, the prompts first."""
         return self._run("latent").float().cpu()
