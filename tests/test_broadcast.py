@@ -12,6 +12,7 @@ import foveate
 from broadcast_pipelines import Latents
 from foveate.attn_processors.broadcast import FractionPlan, PabPlan, TablePlan, broadcast
 from foveate.attn_processors.broadcast.position import Position
+from foveate.attn_processors.broadcast.schedule import read_schedule
 from foveate.attn_processors.broadcast.wrapper import Broadcasting
 from foveate.attn_processors.layouts import attention_layers
 from replay import replay
@@ -328,10 +329,61 @@ def test_t5_part_of_the_schedule(sd):
     with broadcast(img2img, REUSE) as handle:
         want = run(0)
         rows = rows_of(handle)
-    assert set(rows.values()) == {closed_form_fraction(20, 3, 0.1, 0.85)[9:].replace("=", "#", 1)}
+    assert set(rows.values()) == {closed_form_fraction(11, 3, 0.1, 0.85)}
     with broadcast(img2img, REUSE):
         run(1)
         assert torch.equal(run(0), want)
+
+
+def test_t5_a_short_part_of_the_schedule_is_a_short_run(sd):
+    img2img = diffusers.StableDiffusionImg2ImgPipeline(**sd.pipe.components)
+    img2img.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 48, 64)
+    called = {"strength": 0.35, "num_inference_steps": 20, "output_type": "latent"}
+    for plan in (REUSE, PabPlan(cross=2, window=(-1, 1000))):
+        with broadcast(img2img, plan) as handle, torch.no_grad():
+            img2img("a cat", image, **called)
+            report = handle.report()
+        expected = "#######" if plan is REUSE else "#=#=#=#"
+        assert {row.row for row in report.layers} == {expected}
+        assert ("a run of 7 evaluations" in "".join(report.notes)) == (plan is REUSE)
+
+
+def test_t5_nothing_is_held_by_the_layers_after_a_forward(pixart):
+    """A last evaluation that reuses leaves what it read to nobody."""
+    rows = dict.fromkeys(attention_layers(pixart.model), "#" * (STEPS - 1) + "=")
+    with broadcast(pixart.pipe, TablePlan(rows)) as handle:
+        pixart()
+        (part,) = handle._parts
+        gates = part.controller.gates
+        assert {gate.recent for gate in gates} == {gate.kept for gate in gates} == {None}
+        hook = pixart.model.proj_out.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pixart()
+        hook.remove()
+        assert any(gate.kept is not None for gate in gates)
+        handle.reset()
+        assert {gate.kept for gate in gates} == {None}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "is_noisy"),
+    [
+        ("CogVideoXDPMScheduler", {}, True),
+        ("SASolverScheduler", {}, True),
+        ("UnCLIPScheduler", {}, True),
+        ("ScoreSdeVeScheduler", {}, True),
+        ("EulerAncestralDiscreteScheduler", {}, True),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, True),
+        ("DPMSolverMultistepScheduler", {}, False),
+        ("CogVideoXDDIMScheduler", {}, False),
+        ("FlowMatchEulerDiscreteScheduler", {}, False),
+    ],
+)
+def test_t6_schedulers_that_add_noise(scheduler, options, is_noisy):
+    scheduler = getattr(diffusers, scheduler)(**options)
+    scheduler.set_timesteps(10)
+    assert read_schedule(scheduler).is_noisy == is_noisy
 
 
 # T6

@@ -250,7 +250,9 @@ def test_a_plan_of_another_model_is_refused(pixart, plan):
     with pytest.raises(ValueError, match="calibrated on a PixArt.*, this is a WanTransformer3DM"):
         broadcast(Latents("wan").pipe, plan)
     others = replace(plan.curves, layers={f"x.{n}": k for n, k in plan.curves.layers.items()})
-    with pytest.raises(ValueError, match=r"for other layers: it has x.transf.*, the model has transf"):
+    with pytest.raises(
+        ValueError, match=r"for other layers: it has x.transf.*, the model has transf"
+    ):
         broadcast(pixart.pipe, replace(plan, curves=others))
 
 
@@ -272,6 +274,50 @@ def test_few_steps_compute_and_say_so(pixart, plan):
         report = handle.report()
     assert {row.row for row in report.layers} == {"####"}
     assert "useless here: a run of 4 evaluations" in report.notes[0]
+
+
+def test_a_share_that_fewer_steps_cannot_reach(pixart, plan):
+    """The least there is, and a note; on the schedule measured it is refused."""
+    with broadcast(pixart.pipe, replace(plan, share=0.35)) as handle:
+        pixart(9)
+        report = handle.report()
+    assert report.notes == ("44% compute, the least in 9 evaluations",)
+    assert report.computed_share == pytest.approx(4 / 9)
+    with pytest.raises(ValueError, match="a share of 0.3 is too small"):
+        replace(plan, share=0.3).find(Schedule(plan.curves.timesteps))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d.update(note="mine"), "no whole plan: .*note"),
+        (lambda d: d.pop("share"), "no whole plan: .*share"),
+        (lambda d: d.pop("curves"), "no whole plan: .*curves"),
+        (lambda d: d["curves"].pop("weight"), "no whole plan: .*weight"),
+        (lambda d: d.update(share="0.5"), "share must be in .0, 1., got '0.5'"),
+        (lambda d: d["curves"]["timesteps"].pop(), "reuse must be .4, 11, 4. for 4 layers and 11"),
+        (lambda d: d["curves"]["layers"].popitem(), "reuse must be .3, 12, 4. for 3 layers"),
+        (lambda d: d["curves"]["weight"]["cross"].pop(), "weights must have 12 values"),
+        (lambda d: d["curves"]["weight"].pop("cross"), "weights must be of"),
+        (lambda d: d["rows"].popitem(), "rows of .* are not those that follow from its curves"),
+    ],
+    ids=range(10),
+)
+def test_files_edited_by_hand_are_refused(plan, tmp_path, edit, message):
+    plan.save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    edit(data)
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        CalibratedPlan.load(tmp_path / "plan.json")
+
+
+def test_rows_may_be_left_out_of_a_file(plan, tmp_path):
+    plan.save(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    del data["rows"]
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert CalibratedPlan.load(tmp_path / "plan.json").describe() == plan.describe()
 
 
 @pytest.mark.parametrize("text", ["[]", '{"format": 99}'])

@@ -81,7 +81,7 @@ class CalibratedPlan(Plan):
 
     def table(self, schedule: Schedule, layers: Mapping[str, str]) -> dict[str, str]:
         everything = {layer: COMPUTE * len(schedule) for layer in layers}
-        if len(schedule) < MIN_EVALUATIONS:
+        if schedule.remaining < MIN_EVALUATIONS:
             return everything
         rows = self.find(schedule).rows
         return everything | {layer: row for layer, row in rows.items() if layer in layers}
@@ -116,7 +116,7 @@ class CalibratedPlan(Plan):
 
     def notes(self, schedule: Schedule, layers: Mapping[str, str]) -> tuple[str, ...]:
         told = unknown_layers(self.curves.layers, layers)
-        if len(schedule) < MIN_EVALUATIONS:
+        if schedule.remaining < MIN_EVALUATIONS:
             return (too_few(schedule), *told)
         share = self.find(schedule).share
         if self.max_bytes is None and share > self.share + _ROUNDING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class Controller:
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._position = Position(_scale_of(model))
         self._branches = Branches()
+        self._is_first = True
         self._now: tuple[int, Branch] | None = None
         self._logged: set[str] = set()
 
@@ -93,6 +95,9 @@ class Controller:
         place = self._position.locate(arguments)
         if place.is_restart:
             self._restart()
+        if self._is_first and place.index != self.schedule.start and not self.peers:
+            self._begin_at(place.index)
+        self._is_first = False
         for peer in self.peers:
             peer.cache.settle(None, place.index)
         branch = self._branches.name(arguments, is_new=place.is_new)
@@ -148,12 +153,20 @@ class Controller:
         self._begin(schedule)
 
     def _begin(self, schedule: Schedule | None) -> None:
+        self._is_first = True
         self._position.begin(() if schedule is None else schedule.timesteps)
         self._branches.begin()
+
+    def _begin_at(self, index: int) -> None:
+        """The run leaves out what comes before: plans count from here."""
+        self.schedule = replace(self.schedule, start=index)
+        self.tally.notes.clear()
+        self.table = self._make_table(self.schedule)
 
     def _restart(self) -> None:
         self.cache.clear()
         self._branches.begin()
+        self._is_first = True
 
     def _make_table(self, schedule: Schedule) -> dict[str, str]:
         layers = {gate.name: gate.kind for gate in self.gates}

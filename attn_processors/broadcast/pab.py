@@ -58,8 +58,8 @@ class PabPlan(Plan):
         low, high = self.window
         letter = FORECAST if self.is_forecast else REUSE
         return "".join(
-            letter if i % every and low < int(t) < high else COMPUTE
-            for i, t in enumerate(schedule.timesteps)
+            letter if i > 0 and i % every and low < int(t) < high else COMPUTE
+            for i, t in enumerate(schedule.timesteps, -schedule.start)
         )
 
 

@@ -87,8 +87,8 @@ class FractionPlan(Plan):
 
     def _row(self, schedule: Schedule, kind: str) -> str:
         every = {"temporal": self.temporal, "cross": self.cross}.get(kind)
-        return fraction_row(
-            len(schedule),
+        return COMPUTE * schedule.start + fraction_row(
+            schedule.remaining,
             every=self.every if every is None else every,
             window=self.window,
             letter=_ARM_LETTERS[self.arm],
@@ -96,7 +96,7 @@ class FractionPlan(Plan):
         )
 
     def notes(self, schedule: Schedule, layers: Mapping[str, str]) -> tuple[str, ...]:
-        if len(schedule) < MIN_EVALUATIONS:
+        if schedule.remaining < MIN_EVALUATIONS:
             return (too_few(schedule),)
         if schedule.is_noisy:
             return (f"{schedule.name} adds noise in every step: reused, not forecast, every 2nd",)
@@ -124,7 +124,7 @@ class TablePlan(Plan):
 def too_few(schedule: Schedule) -> str:
     """Why nothing is broadcast in so short a run."""
     return (
-        f"useless here: a run of {len(schedule)} evaluations, fewer than {MIN_EVALUATIONS}, "
+        f"useless here: a run of {schedule.remaining} evaluations, fewer than {MIN_EVALUATIONS}, "
         "changes too much from one to the next; everything computes"
     )
 

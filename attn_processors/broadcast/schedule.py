@@ -16,11 +16,13 @@ class Schedule:
 
     is_noisy: fresh noise in every step, so that one output says less about the next.
     name: class of the scheduler.
+    start: the first evaluation that runs; later than 0 where an image is changed in part.
     """
 
     timesteps: tuple[float, ...]
     is_noisy: bool = False
     name: str = ""
+    start: int = 0
 
     def __post_init__(self) -> None:
         if not self.timesteps:
@@ -30,6 +32,11 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def remaining(self) -> int:
+        """How many evaluations run."""
+        return len(self) - self.start
 
 
 def read_schedule(scheduler: object) -> Schedule:
