@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .bench import bench
 from .calibrate import calibrate
 from .demo import demo
@@ -32,6 +34,22 @@ app = typer.Typer(
 )
 for command in (demo, generate, maps, calibrate, distill, bench, tune, info):
     app.command()(command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        console().print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

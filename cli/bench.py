@@ -60,10 +60,12 @@ def bench(
         Path | None, _option("Put the tables between their markers in a page.", "FILE")
     ] = None,
 ) -> None:
-    """Measure attention operators against dense, FlexAttention and every peer installed.
+    """Measure attention operators against dense, FlexAttention and every peer
+    installed.
 
-    Without --numerics, --pipelines or --plan the operators are timed, in turns; on a GPU their
-    numbers are checked first. Shapes not given suit the device.
+    Without --numerics, --pipelines or --plan the operators are timed, in turns;
+    on a GPU their numbers are checked first. Shapes not given suit the
+    device.
     """
     check_out(out, page)
     device, gpu, models = parse_device(device), parse_gpu(plan), parse_models(pipelines)

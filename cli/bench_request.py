@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .models import DTYPES, devices
-from .options import parse_grids, parse_list, whole_number
+from .options import check_matplotlib, parse_grids, parse_list, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +97,7 @@ def check_out(out: Path | None, page: Path | None) -> None:
         return
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {out}")
-    if find_spec("matplotlib") is None:
-        raise ValueError("--out draws plots with matplotlib: pip install matplotlib")
+    check_matplotlib("--out")
 
 
 def _model(word: str) -> tuple[str, int] | None:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from .models import load_model
-from .options import Device, Dtype, ModelName, Seed, Size, Steps, console, parse_size
+from .options import (
+    Device,
+    Dtype,
+    ModelName,
+    Seed,
+    Size,
+    Steps,
+    check_file,
+    check_matplotlib,
+    console,
+    parse_size,
+)
 
 __all__ = ["calibrate"]
 
@@ -38,11 +49,11 @@ def calibrate(
     ] = None,
     calls: Annotated[
         float | None,
-        typer.Option(help=f"Attention calls that compute, {_SHARE}.", metavar="X"),
+        typer.Option(help=f"Attention calls that compute, {_SHARE}.", metavar="X", min=0, max=1),
     ] = None,
     cost: Annotated[
         float | None,
-        typer.Option(help=f"Attention time that is spent, {_SHARE}.", metavar="X"),
+        typer.Option(help=f"Attention time that is spent, {_SHARE}.", metavar="X", min=0, max=1),
     ] = None,
     psnr: Annotated[
         float | None,
@@ -72,23 +83,28 @@ def calibrate(
         ),
     ] = None,
 ) -> None:
-    """Measure which attention outputs may be reused or forecast, and write the plan.
+    """Measure which attention outputs may be reused or forecast, and write the
+    plan.
 
-    Give one of --calls, --cost and --psnr; without any, half of the calls compute. Takes about two
-    thirds of a run for each step and kind of layer, and those of --refine: minutes on the embedded
-    models.
+    Give one of --calls, --cost and --psnr; without any, half of the calls
+    compute. Takes about two thirds of a run for each step and kind of
+    layer, and those of --refine: minutes on the embedded models.
     """
     measured, checked = _lines("--prompts", prompts), _lines("--held-out", held_out)
-    for name, folder in (("--out", out.parent), ("--plots", plots)):
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{name} names a folder that does not exist: {folder}")
+    check_file("--out", out)
+    if plots is not None:
+        check_matplotlib("--plots")
+        if not plots.is_dir():
+            raise ValueError(f"--plots names a folder that does not exist: {plots}")
     if (calls, cost, psnr) == (None, None, None):
         calls = 0.5
     loaded = load_model(model, device, dtype)
 
     from ..pipelines.broadcast import calibrate as measure
+    from ..pipelines.sizes import check_size
 
     width, height = (loaded.base_size,) * 2 if size is None else parse_size(size)
+    check_size(loaded.pipe, height, width)
     plan = measure(
         loaded.pipe,
         measured,
@@ -113,7 +129,10 @@ def calibrate(
 def _lines(option: str, path: Path | None) -> list[str]:
     if path is None:
         return []
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option}: {path} is no text file") from error
     if not lines:
         raise ValueError(f"{option}: {path} has no prompts")
     return lines

@@ -13,8 +13,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .models import load_model
-from .options import Out, Seed, Steps, Strength, check_writable, console, parse_size, processor_of
+from .models import load_model, quieten
+from .options import Out, Seed, Steps, Strength, check_picture, console, parse_size, processor_of
 
 if TYPE_CHECKING:
     from ..pipelines.demo import Summary
@@ -57,18 +57,20 @@ def demo(
 ) -> None:
     """Compare dense, local and foveated attention on the embedded models.
 
-    Draws the same prompts at one seed by each, then measures one step at a larger size. Writes one
-    labelled picture, prints two tables, and writes their figures as .json beside the picture.
+    Draws the same prompts at one seed by each, then measures one step at a
+    larger size. Writes one labelled picture, prints two tables, and writes
+    their figures as .json beside the picture.
     """
     width, height = parse_size(size)
     step_width, step_height = parse_size(step_size)
-    check_writable(out)
+    check_picture(out)
     methods = {
         "dense": None,
         f"local {radius}": processor_of("local", radius),
         f"foveated {radius}": processor_of("foveated", radius),
     }
 
+    quieten()
     from ..pipelines.comparison_sheet import comparison_sheet
     from ..pipelines.demo import Settings, compare
     from ..pipelines.shapes.scene import parse_caption
@@ -81,6 +83,7 @@ def demo(
     drawn, costs = {}, {}
     for name in SHOWN:
         model = load_model(name, "cpu")
+        check_size(model.pipe, height, width)
         check_size(model.pipe, step_height, step_width)
         settings = Settings(
             height=height,

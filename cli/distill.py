@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..pipelines.distill.config import DistillConfig, read_config
-from .models import load_model
+from .models import load_model, quieten
 from .options import console
 
 __all__ = ["distill"]
@@ -32,6 +32,7 @@ def distill(config: Path | None = None, **given: object) -> None:
     asked = {name: value for name, value in given.items() if value is not None}
     options = read_config(config, asked)
 
+    quieten()
     from accelerate import PartialState
 
     from ..pipelines.distill.train import distill as train

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .cut_prompt import note_cut_prompt
 from .models import load_model
 from .options import (
     ATTENTION,
@@ -19,7 +20,7 @@ from .options import (
     Size,
     Steps,
     Strength,
-    check_writable,
+    check_picture,
     console,
     parse_size,
     processor_of,
@@ -62,11 +63,12 @@ def generate(
 ) -> None:
     """Draw one picture and say what ran in each layer.
 
-    Above the model's base size the picture grows in stages: low resolution first, with dense
-    attention, then enlarged, re-noised and drawn finer with the attention asked for.
+    Above the model's base size the picture grows in stages: low resolution
+    first, with dense attention, then enlarged, re-noised and drawn finer
+    with the attention asked for.
     """
     processor = processor_of(attention, radius)
-    check_writable(out)
+    check_picture(out)
     asked = None if size is None else parse_size(size)
     loaded = load_model(model, device, dtype)
 
@@ -74,6 +76,7 @@ def generate(
 
     from ..pipelines.progressive import progressive
 
+    note_cut_prompt(loaded.pipe, prompt)
     base = loaded.base_size if base_size is None else base_size
     width, height = (base, base) if asked is None else asked
     start = time.perf_counter()

@@ -12,7 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from .models import EMBEDDED, devices, quieten
+from .models import devices, quieten
 from .options import console
 
 if TYPE_CHECKING:
@@ -147,11 +147,11 @@ def _processors() -> dict[str, str]:
 
 def _models() -> dict[str, str]:
     """Name -> base size and the means of the model card."""
-    from ..pipelines.shapes.load import MODELS, weights_folder
+    from ..pipelines.shapes.load import ALL_MODELS, weights_folder
 
     return {
-        name: _card(weights_folder(short), MODELS[short].base_size)
-        for name, short in EMBEDDED.items()
+        f"shapes-{short}": _card(weights_folder(short), model.base_size)
+        for short, model in ALL_MODELS.items()
     }
 
 
@@ -161,6 +161,7 @@ def _card(folder: Path, base_size: int) -> str:
     if not card.is_file():
         return _MISSING
     figures = json.loads(card.read_text())["figures"]
-    shown = ("BIND 1", "BIND 2", "BIND 3", "REL")
+    is_of_pictures = "BIND 1" in figures
+    shown = ("BIND 1", "BIND 2", "BIND 3", "REL 2") if is_of_pictures else ("BIND", "DIRECTION")
     means = [f"{key} {figures[key]['mean']:.0%}" for key in shown if key in figures]
     return ", ".join([f"{base_size} px", *means])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .cut_prompt import note_cut_prompt
 from .models import load_model
-from .options import ModelName, Out, Seed, Size, Steps, check_writable, console, parse_size
+from .options import ModelName, Out, Seed, Size, Steps, check_picture, console, parse_size
 
 if TYPE_CHECKING:
     from ..attn_processors.modulation import MapStore, Scene
@@ -50,7 +51,7 @@ def maps(
     under a phrase is its largest value. They are exact, and are read without
     any attention matrix.
     """
-    check_writable(out)
+    check_picture(out)
     if rows > steps:
         raise ValueError(f"--rows must be at most --steps, got {rows} rows of {steps} steps")
     asked = None if size is None else parse_size(size)
@@ -62,7 +63,10 @@ def maps(
 
     from ..attn_processors.modulation import SpanMaps, modulate
     from ..pipelines.heat_sheet import heat_sheet
+    from ..pipelines.sizes import check_size
 
+    check_size(loaded.pipe, height, width)
+    note_cut_prompt(loaded.pipe, scene.prompt)
     loaded.pipe.set_progress_bar_config(desc="draw")
     with modulate(loaded.pipe, [SpanMaps(scene)]) as run:
         picture = loaded.pipe(
@@ -75,7 +79,9 @@ def maps(
         ).images[0]
         sheet = heat_sheet(picture, _rows(run.map_store, scene, rows))
     sheet.save(out)
-    console().print(f"drew {width}x{height} px and {len(scene.phrases)} maps, wrote {out}")
+    count = len(scene.phrases)
+    maps = "1 map" if count == 1 else f"{count} maps"
+    console().print(f"drew {width}x{height} px and {maps}, wrote {out}")
 
 
 def _scene(prompt: str, phrases: list[str]) -> Scene:

@@ -77,6 +77,10 @@ def _folder(name, torch_dtype) -> Model:
 
     from ..pipelines.sizes import base_side
 
+    if name == "shapes-motion":
+        raise ValueError(
+            'shapes-motion draws clips, which no command does: foveate.load_shapes("motion")'
+        )
     if not (Path(name) / "model_index.json").is_file():
         raise ValueError(
             f"--model must be {', '.join(EMBEDDED)} or a folder with a model_index.json, "

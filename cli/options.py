@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -25,7 +26,9 @@ __all__ = [
     "Size",
     "Steps",
     "Strength",
-    "check_writable",
+    "check_file",
+    "check_matplotlib",
+    "check_picture",
     "console",
     "parse_grids",
     "parse_list",
@@ -129,11 +132,24 @@ def processor_of(attention: str, radius: int | None) -> AttnProcessor | None:
     return kind() if radius is None else kind(radius=radius)
 
 
-def check_writable(out: Path) -> None:
-    """Before minutes are spent: a folder that is there, and a picture format."""
+def check_picture(out: Path) -> None:
+    """Before minutes are spent: a file that can be made, in a format that can be written."""
     from PIL import Image
 
-    if not out.parent.is_dir():
-        raise ValueError(f"--out names a folder that does not exist: {out.parent}")
-    if out.suffix.lower() not in Image.registered_extensions():
+    check_file("--out", out)
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out must end in .png or another picture format, got {out.name!r}")
+
+
+def check_file(option: str, path: Path) -> None:
+    """Before minutes are spent: a file that can be made."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} names a folder that does not exist: {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{option} must be a file, and {path} is a folder")
+
+
+def check_matplotlib(option: str) -> None:
+    """Before minutes are spent."""
+    if find_spec("matplotlib") is None:
+        raise ValueError(f"{option} draws plots with matplotlib: pip install matplotlib")

@@ -58,8 +58,9 @@ def tune(
 ) -> None:
     """Time candidate tiles of the Triton kernels on this GPU and keep the fastest.
 
-    Processes that start later use what is written; remove the file, or point FOVEATE_TUNE_CACHE at
-    none, to go back to the tiles that are shipped. Takes minutes: every candidate is compiled.
+    Processes that start later use what is written; remove the file, or point
+    FOVEATE_TUNE_CACHE at none, to go back to the tiles that are shipped.
+    Takes minutes: every candidate is compiled.
     """
     from ..kernels.inputs import HAS_TRITON
 
@@ -141,7 +142,7 @@ def _architecture(device: str, asked: str | None, dry_run: bool) -> str:
             f"there is no GPU here: --architecture must say for which, {', '.join(ARCHITECTURES)}"
         )
     raise ValueError(
-        f"foveate tune times kernels on a GPU (CUDA or ROCm), got device {device!r}; {_WITHOUT}"
+        f"tune times kernels on a GPU (CUDA or ROCm), got device {device!r}; {_WITHOUT}"
     )
 
 

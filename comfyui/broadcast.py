@@ -35,7 +35,8 @@ __all__ = ["KINDS", "MODES", "Broadcast", "BroadcastSettings", "Turn"]
 
 MODES = {"forecast": FORECAST, "reuse": REUSE}
 KINDS = ("all", "self", "cross")
-_NOISY = ("ancestral", "sde", "lcm", "ddpm")
+# in the names of samplers that add noise in every step
+_NOISY = ("ancestral", "sde", "lcm", "ddpm", "seeds_", "sa_solver")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -320,7 +320,7 @@ def test_rows_may_be_left_out_of_a_file(plan, tmp_path):
     assert CalibratedPlan.load(tmp_path / "plan.json").describe() == plan.describe()
 
 
-@pytest.mark.parametrize("text", ["[]", '{"format": 99}'])
+@pytest.mark.parametrize("text", ["[]", "no JSON", '{"format": 99}'])
 def test_a_file_that_is_no_plan(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ValueError, match="no plan of `foveate calibrate`"):

@@ -206,6 +206,9 @@ def test_command_line_says_what_is_wrong(tmp_path, capsys):
     for arguments, told in (
         (["--prompts", str(tmp_path / "empty.txt")], "--prompts: .* has no prompts"),
         (["--prompts", __file__, "--out", "/no/such/plan.json"], "--out names a folder"),
+        (["--prompts", __file__, "--out", str(tmp_path)], "--out must be a file"),
+        (["--prompts", sys.executable], "--prompts: .* is no text file"),
+        (["--prompts", __file__, "--calls", "2"], "'--calls'"),
     ):
         with pytest.raises(SystemExit):
             main(["calibrate", *arguments])

@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+import foveate
 from foveate.cli.models import Model
 from tiny_pipelines import Tiny
 
@@ -99,6 +100,8 @@ def test_generate_is_seeded(run, folders, tmp_path):
         (["--dtype", "int8"], "--dtype must be float32, bfloat16, float16"),
         (["--out", "no_such_folder/picture.png"], "--out names a folder that does not exist"),
         (["--out", "picture.txt"], "--out must end in .png"),
+        (["--out", "picture.psd"], "--out must end in .png"),
+        (["--model", "shapes-motion"], "shapes-motion draws clips"),
     ],
 )
 def test_mistakes_are_one_line(run, folders, tmp_path, monkeypatch, arguments, message):
@@ -112,6 +115,33 @@ def test_mistakes_are_one_line(run, folders, tmp_path, monkeypatch, arguments, m
     assert err.count("\n") == 1
     assert message in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_is_cut_is_told(run, tmp_path):
+    prompt = "a red circle on a teal background, " * 5 + "nothing"
+    arguments = ["--steps", 1, "--out", tmp_path / "picture.png"]
+    code, _, err = run("generate", "--prompt", prompt, *arguments)
+    assert code == 0
+    assert "tokens, the model reads 32: up to '" in err
+    assert "tokens" not in run("generate", "--prompt", "a red circle", *arguments)[2]
+
+
+def test_maps_refuses_a_size_that_it_would_not_draw(run, tmp_path):
+    arguments = ["--model", "shapes-flux", "--size", "100x100", "--out", tmp_path / "maps.png"]
+    code, _, err = run("maps", "--prompt", "a red star", *arguments)
+    assert code == 2
+    assert "got 100; nearest: 96 or 104" in err
+
+
+def test_an_out_that_is_a_folder(run, tmp_path):
+    (tmp_path / "maps.png").mkdir()
+    code, _, err = run("maps", "--prompt", "a red star", "--out", tmp_path / "maps.png")
+    assert code == 2
+    assert "--out must be a file" in err
+
+
+def test_version(run):
+    assert run("--version")[:2] == (0, f"{foveate.__version__}\n")
 
 
 @pytest.mark.parametrize("arguments", [["generate"], ["generate", "--no-such"], ["draw"]])

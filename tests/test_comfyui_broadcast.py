@@ -270,7 +270,9 @@ def test_short_runs_compute_and_say_so():
     assert "useless in 7 steps" in find_patch(ours).report()
 
 
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde_gpu", "lcm"])
+@pytest.mark.parametrize(
+    "sampler", ["euler_ancestral", "dpmpp_2m_sde_gpu", "lcm", "seeds_2", "sa_solver"]
+)
 def test_noisy_samplers_reuse(sampler):
     model, x = _model("flux"), _latent("flux")
     ours = install(model, _settings(mode="forecast", every=4))

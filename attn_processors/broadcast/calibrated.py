@@ -162,7 +162,10 @@ class CalibratedPlan(Plan):
     @classmethod
     def load(cls, path: str | Path) -> CalibratedPlan:
         """Raises ValueError where the file is not such a plan, or its rows are not the plan's."""
-        data = json.loads(Path(path).read_text())
+        try:
+            data = json.loads(Path(path).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            data = None
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is no plan of `foveate calibrate` of format {_FORMAT}")
         rows = data.pop("rows", None)
