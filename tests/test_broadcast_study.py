@@ -1,11 +1,13 @@
 """The study of broadcasting: its files, what is not run again, its page."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from foveate.attn_processors.broadcast import CalibratedPlan
+from foveate.pipelines.broadcast import study as study_module
 from foveate.pipelines.broadcast.study import Study
 from foveate.pipelines.broadcast.tables import write_page
 
@@ -38,18 +40,25 @@ def test_groups_have_equal_calls(folder):
             "the same, forecast",
             "calibrated, order 0",
             "calibrated, order 0 and 1",
-            "calibrated, refined",
         }
         assert max(shares.values()) == pytest.approx(shares[name])
 
 
-def test_refined_rows_are_kept_for_other_sizes(folder):
-    plan = CalibratedPlan.load(folder / "sd-12.json")
-    refined = json.loads((folder / "sd-12-refined.json").read_text())
-    assert len(refined) == 3
-    for kinds in refined.values():
-        assert set(kinds) == set(plan.curves.layers.values())
-        assert {len(row) for row in kinds.values()} == {12}
+def test_rows_are_refined_once_a_share(folder, monkeypatch):
+    plan = replace(CalibratedPlan.load(folder / "sd-12.json"), share=0.75)
+    rows = {"spatial": "#####=#=#=##", "cross": "#####=#=#=##"}
+    asked = []
+
+    def refine(plan, runs, tries, check):
+        asked.append((runs, tries, check))
+        return replace(plan, refined=rows)
+
+    monkeypatch.setattr(study_module, "refine", refine)
+    path = folder / "refined.json"
+    for _ in range(2):
+        assert study_module.refined(plan, "runs", 5, "check", path).refined == rows
+    assert asked == [("runs", 5, "check")]
+    assert json.loads(path.read_text()) == {"0.7500": rows}
 
 
 def test_what_is_there_is_not_run_again(folder):
@@ -66,5 +75,5 @@ def test_the_page_names_model_and_size(folder, tmp_path):
     write_page(folder, page)
     text = page.read_text()
     assert "`shapes-sd` at 32 px, 1 prompts, 12 steps:" in text
-    assert text.count("\n| calibrated, refined |") == 3
-    assert text.index("calibrated, refined") < text.index("calibrated, order 0 and 1")
+    assert text.count("\n| calibrated, order 0 |") == 3
+    assert text.index("| PAB (2, 2) |") < text.index("calibrated, order 0 and 1")

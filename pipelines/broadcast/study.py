@@ -9,7 +9,7 @@ are installed, and dense attention with still fewer steps, for models in which a
 of the time. Every method is a file of its own, and what is there is not run again.
 
 With `--size` the first part alone, at a larger size: there attention takes more of the time. The
-plans are those of the model's own size, only their times are taken anew.
+curves are those of the model's own size, only their times are taken anew; nothing is refined.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Study:
             plot_rows(plan, self.folder / f"{self.name}-plan.png")
             compared = methods(runs, plan)
         else:
-            compared = at_equal_calls(runs, timed(plan, replace(runs, prompts=runs.prompts[:1])))
+            plan = timed(plan, replace(runs, prompts=runs.prompts[:1]))
+            compared = (m for m in at_equal_calls(runs, plan) if not m.is_refined)
         with counted_calls(runs.pipe) as computed:
             exact = runs.pictures()
         for method in (Method("dense", "dense", None), *compared):

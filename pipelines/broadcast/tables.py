@@ -22,7 +22,8 @@ _METHODS = (
     "calibrated",
     "dense",
     "diffusers' hook",
-    "diffusers",
+    "diffusers' TaylorSeer",
+    "diffusers' FirstBlockCache",
     "cache-dit",
     "DeepCache",
 )
