@@ -9,6 +9,7 @@ from torch import nn
 from ..kernels.schedule import check_fractions
 from .base import AttnProcessor
 from .hosts import check_pattern, matches
+from .layer import Layer
 from .layouts import TARGETS
 from .redirect import Redirected
 from .slot import processor_in
@@ -48,7 +49,13 @@ def refuse_second(attentions: Mapping[str, nn.Module]) -> None:
                 f"{name} already holds {present!r}, put there by set_attn_processor; "
                 "set the stock processors back before foveate.apply"
             )
-        if isinstance(present, Redirected) and present.attend is not None:
+        attend = present.attend if isinstance(present, Redirected) else None
+        if attend is not None and not isinstance(getattr(attend, "__self__", None), Layer):
+            raise ValueError(
+                f"{name} is modulated, and operators lie beneath that; remove() the run of "
+                "foveate.modulate, put apply on first, then modulate again"
+            )
+        if attend is not None:
             raise ValueError(
                 f"{name} already runs a foveate operator; call remove() on the earlier handle first"
             )

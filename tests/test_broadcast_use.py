@@ -1,5 +1,6 @@
 """Broadcasting beside other things: operators, the arm "correct", compiled models, wrong use."""
 
+import contextlib
 import json
 import logging
 import pickle
@@ -224,6 +225,23 @@ def test_correct_with_a_window_over_the_grid_is_dense(flux):
     wide = foveate.LocalAttnProcessor(radius=64)
     with foveate.apply(flux.pipe, wide), broadcast(flux.pipe, FractionPlan(arm="correct")):
         assert torch.allclose(flux(steps=STEPS), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("operators", [{}, {"*": LOCAL}], ids=["alone", "with apply"])
+def test_correct_keeps_what_a_modulation_does(flux, operators):
+    scene = foveate.Scene("a [cat]{a}", regions={"a": (0, 0, 0.5, 1)})
+    call = {"prompt": scene.prompt, "steps": STEPS}
+    plan = FractionPlan(window=(0, 1), arm="correct")
+    with contextlib.ExitStack() as stack:
+        if operators:
+            stack.enter_context(foveate.apply(flux.pipe, operators))
+        plain = flux(**call)
+        stack.enter_context(foveate.modulate(flux.pipe, [foveate.RegionBind(scene)]))
+        want = flux(**call)
+        handle = stack.enter_context(broadcast(flux.pipe, plan))
+        assert torch.equal(flux(**call), want)
+        assert "2 layers run no operator to correct, and compute" in handle.report().notes
+    assert not torch.allclose(want, plain, atol=1e-6)
 
 
 # torch.compile

@@ -160,6 +160,16 @@ def test_phrases_are_encoded_with_the_settings_of_the_prompt(pixart, monkeypatch
     assert calls[1]["prompt"] == ["red cat", "big dog"]
 
 
+def test_a_failed_call_lends_the_next_one_no_settings(pixart, monkeypatch):
+    with foveate.modulate(pixart.pipe, [foveate.StructuredText(SCENE)]):
+        want = pixart(prompt=PROMPT, steps=1, max_sequence_length=30)
+        with monkeypatch.context() as patch:
+            patch.setattr(pixart.pipe.scheduler, "set_timesteps", None)  # after encode_prompt
+            with pytest.raises(TypeError):
+                pixart(prompt=PROMPT, steps=1)
+        assert torch.equal(pixart(prompt=PROMPT, steps=1, max_sequence_length=30), want)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -237,6 +247,22 @@ def test_each_region_attends_to_its_own_prompt(sd, base):
     form = "branches" if base else "query split"
     assert row.did == {f"AttentionCouple: {form}": 1}
     assert row.calls == (4 if base else 3)
+
+
+def test_regions_that_share_a_cell_have_one_prompt_each(sd):
+    boxes = {"a red cat": (0, 0, 0.6, 1), "big dog": (0.6, 0.4, 0.62, 0.45), "dog": (0.9, 0, 1, 1)}
+    seen, _ = watched(sd, [foveate.AttentionCouple(SCENE, boxes)])
+    grid = next(g for g in ((12, 16), (6, 8)) if g[0] * g[1] == seen.out.shape[2])
+    cover = torch.stack([coverage(box, *grid).flatten() for box in boxes.values()])
+    tiny = cover[1].argmax()
+    assert cover[0, tiny] > 0.5  # another region's cell, were it not for the small one
+    inside = cover > 0.5
+    inside[:, tiny] = torch.tensor([False, True, False])
+    outs = outputs(seen, encode(sd, PROMPT, *boxes))
+    want = outs[0].clone()
+    for out, pixels in zip(outs[1:], inside, strict=True):
+        want[:, pixels] = out[:, pixels]
+    torch.testing.assert_close(seen.out[1].double(), want, **TOLERANCE[sd.dtype])
 
 
 def test_soft_regions_mix_their_prompts(sd):

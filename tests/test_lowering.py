@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,7 +65,14 @@ PLANS = {
     "hidden keys": lambda: Plan(grouped=grouped(groups=1)),
     "groups": lambda: Plan(grouped=grouped()),
     "groups by row": lambda: Plan(grouped=grouped(rows=B)),
+    "groups by row, one of them empty": lambda: Plan(
+        grouped=replace(grouped(rows=B, groups=4), groups=torch.randint(3, (B, N)))
+    ),
     "key scale": lambda: Plan(grouped=grouped(scale=True)),
+    "key scale by row": lambda: Plan(grouped=grouped(rows=B, scale=True)),
+    "low rank and key scale by row": lambda: Plan(
+        low_rank=low_rank(), grouped=grouped(rows=B, scale=True)
+    ),
     "low rank": lambda: Plan(low_rank=low_rank()),
     "low rank and groups": lambda: Plan(low_rank=low_rank(), grouped=grouped()),
     "low rank and groups by row": lambda: Plan(low_rank=low_rank(9), grouped=grouped(rows=B)),

@@ -172,12 +172,16 @@ def test_each_row_has_the_scene_of_its_own_prompt(tiny):
     torch.testing.assert_close(both[2], plain[2], rtol=1e-4, atol=1e-5)
 
 
-def test_several_pictures_of_one_prompt(sd):
-    with foveate.modulate(sd.pipe, [METHODS["RegionBind"], METHODS["ObjectFocus"]]):
+@pytest.mark.parametrize("other", ["RegionBind", "SelfTemperature"])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_several_pictures_of_one_prompt(family, other, request):
+    tiny = request.getfixturevalue(family)
+    with foveate.modulate(tiny.pipe, [METHODS[other], METHODS["ObjectFocus"]]) as run:
         generators = [torch.Generator().manual_seed(i) for i in (0, 1)]
-        both = sd(prompt=PROMPT, num_images_per_prompt=2, generator=generators)
-        one = sd(prompt=PROMPT, generator=torch.Generator().manual_seed(1))
+        both = tiny(prompt=PROMPT, num_images_per_prompt=2, generator=generators)
+        one = tiny(prompt=PROMPT, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(both[1:], one, rtol=1e-4, atol=1e-5)
+    assert "ObjectFocus" in str(run.explain())
 
 
 def test_embeddings_instead_of_a_prompt(sd):
@@ -269,6 +273,18 @@ def test_explanation_prints_a_table(sd):
     assert "RegionBind: query split (2x)" in text
 
 
+def test_explanation_names_what_never_acted(sd):
+    never, later = (METHODS["Emphasize"].where(steps=s) for s in ((0.1, 0.4), (0.5, 1)))
+    with foveate.modulate(sd.pipe, [never, METHODS["RegionBind"], later]) as run:
+        assert run.explain().idle == ()
+        sd(prompt=PROMPT, steps=2)
+        (line,) = run.explain().idle
+        assert line.startswith("Emphasize never acted: its window is (0.1, 0.4), and the run had 2")
+        assert str(run.explain()).splitlines()[-1] == line
+        sd(prompt=PROMPT, steps=8)
+        assert run.explain().idle == ()
+
+
 # undo
 
 
@@ -287,6 +303,23 @@ def test_an_exception_restores_everything(tiny):
     ):
         tiny(prompt=PROMPT)
     assert torch.equal(tiny(prompt=PROMPT), want)
+
+
+def test_an_encode_prompt_of_the_user_stays(sd):
+    def mine(*args, **kwargs):
+        return type(sd.pipe).encode_prompt(sd.pipe, *args, **kwargs)
+
+    sd.pipe.encode_prompt = mine
+    try:
+        with foveate.modulate(sd.pipe, [METHODS["RegionBind"]]):
+            sd(prompt=PROMPT)
+        assert sd.pipe.encode_prompt is mine
+        run = foveate.modulate(sd.pipe, [METHODS["RegionBind"]])
+        sd.pipe.encode_prompt = later = mine.__get__(sd.pipe)
+        run.remove()
+        assert sd.pipe.encode_prompt is later
+    finally:
+        del sd.pipe.encode_prompt
 
 
 def test_remove_twice(sd):
@@ -408,7 +441,25 @@ def test_conflicts_are_named(sd):
         (lambda: [METHODS["RegionBind"].where(branch="left")], "branch must be"),
         (lambda: [METHODS["RegionBind"].where(stride=0)], "stride must be"),
         (lambda: [METHODS["RegionBind"].where(heads=[])], "heads must be one or more"),
+        (lambda: [METHODS["RegionBind"].where(heads=3)], "heads must be a list, got 3"),
+        (
+            lambda: [METHODS["RegionBind"].where(steps=0.5)],
+            r"steps must be \(start, end\), got 0.5",
+        ),
         (lambda: [foveate.SelfTemperature(0)], "factor must be > 0"),
+        (lambda: [foveate.SelfTemperature("2")], "factor must be > 0 and finite, got '2'"),
+        (lambda: [foveate.SelfTemperature(float("inf"))], "factor must be > 0 and finite, got inf"),
+        (lambda: [foveate.Emphasize(SCENE, {"cat": "2"})], "strength of 'cat' must be a number"),
+        (lambda: [foveate.Emphasize(SCENE, {})], "strengths must be a mapping .*{'cat': 2.0}, got"),
+        (lambda: [foveate.AttentionReweight(SCENE, 2.0)], "strengths must be a mapping"),
+        (lambda: [foveate.RegionBind(SCENE, alone="x")], "alone must lie in"),
+        (
+            lambda: [foveate.AttentionCouple(SCENE, ["a cat"])],
+            "needs a prompt for a region, such as",
+        ),
+        (lambda: [foveate.AttentionReplace("x", None)], r"needs a foveate\.Scene, got None"),
+        (lambda: [foveate.AttentionReplace(None, SCENE)], "needs a source prompt"),
+        (lambda: [foveate.RegionBind(None)], r"needs a foveate\.Scene, got None"),
         (lambda: [foveate.Emphasize(SCENE, {"owl": 2})], "'owl' is no phrase"),
         (lambda: [foveate.Emphasize(SCENE, {"cat": -1})], "strength of 'cat'"),
         (lambda: [foveate.ObjectFocus(foveate.Scene("a [cat]{a}"))], "has one; mark two"),
@@ -453,6 +504,17 @@ def test_another_prompt_is_refused_before_the_first_step(tiny):
     assert not calls
 
 
+def test_a_failed_call_lends_the_next_one_no_prompt(tiny, monkeypatch):
+    with foveate.modulate(tiny.pipe, [METHODS["RegionBind"]]):
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny.pipe.scheduler, "set_timesteps", None)  # after encode_prompt
+            with pytest.raises(TypeError):
+                tiny(prompt=PROMPT)
+        with pytest.raises(ValueError, match="encodes 'a cat', not"):
+            tiny(prompt="a cat")
+        tiny(prompt=PROMPT)
+
+
 def test_text_cut_by_the_call_is_refused_before_the_first_step(flux):
     scene = scene_of("a cat by a very long dog")
     with (
@@ -478,6 +540,14 @@ def test_modulated_twice(sd):
         pytest.raises(ValueError, match="is modulated already"),
     ):
         foveate.modulate(sd.pipe, [METHODS["Emphasize"]])
+
+
+def test_an_operator_comes_before_modulations(flux):
+    with (
+        foveate.modulate(flux.pipe, [METHODS["RegionBind"]]),
+        pytest.raises(ValueError, match="is modulated.*put apply on first"),
+    ):
+        foveate.apply(flux.pipe, SoftmaxAttnProcessor())
 
 
 def test_overlap_on_request():

@@ -162,6 +162,13 @@ def test_soft_regions_weigh_by_coverage():
     torch.testing.assert_close(got, expected(call, value))
 
 
+def test_a_tiny_region_keeps_its_cell_in_every_frame():
+    site = Call("cross").site
+    layout = TokenLayout(grid=(3, ROWS, COLUMNS))
+    inside = dataclasses.replace(site, layout=layout).inside([(0.4, 0.4, 0.42, 0.42)])
+    assert inside.view(3, -1).sum(1).tolist() == [1, 1, 1]
+
+
 def test_overlapping_regions_see_both():
     boxes = {"red cat": (0, 0, 0.5, 1), "big dog": (0, 0, 1, 0.5)}
     scene = foveate.Scene(SCENE.prompt, regions=boxes)

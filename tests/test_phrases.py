@@ -56,12 +56,13 @@ def test_markup_of_one_phrase_in_two_places():
         (TEXT, "circle#2", "circle"),
         ("a scarred red car", "red", "red"),
         ("an [odd] (prompt)", "odd", "odd"),
+        ("number #2 and number", "number #2", "number #2"),
     ],
 )
 def test_phrases_are_whole_words(prompt, phrase, found):
     start, end = find_phrase(prompt, phrase)
     assert prompt[start:end] == found
-    if "#2" in phrase:
+    if phrase == "circle#2":
         assert start == TEXT.rindex("circle")
     if phrase == "red":
         assert prompt[start - 1 : end + 1] in (" red ",)
@@ -77,6 +78,7 @@ def test_phrases_are_whole_words(prompt, phrase, found):
         (lambda: foveate.Scene(TEXT, phrases=["circle#3"]), r"occurrence 3.*2 time\(s\)"),
         (lambda: foveate.Scene(TEXT), "needs a phrase"),
         (lambda: foveate.Scene("a [red circle]{}"), "name of a marked phrase"),
+        (lambda: foveate.Scene("[ ]{a} red"), r"must hold a word, got '\[ \]\{a\}'"),
         (lambda: foveate.Scene(TEXT, phrases=[" "]), "must hold a word"),
         (
             lambda: foveate.Scene(TEXT, phrases=["red circle"], nouns={"red circle": "star"}),
@@ -97,8 +99,16 @@ def test_nouns():
     scene = foveate.Scene("a [red circle of wood]{a}", nouns={"a": "circle"})
     start, end = scene.nouns["a"]
     assert scene.prompt[start:end] == "circle"
-    start, end = foveate.Scene("a [red circle]{a}").nouns["a"]
-    assert "a red circle"[start:end] == "circle"
+    for marked, noun in [
+        ("red circle", "circle"),
+        ("red circle,", "circle"),
+        ("red t-shirt!", "t-shirt"),
+    ]:
+        scene = foveate.Scene(f"a [{marked}]{{a}}")
+        start, end = scene.nouns["a"]
+        assert scene.prompt[start:end] == noun
+    scene = foveate.Scene("a cat & a dog", phrases=["&"])
+    assert scene.nouns["&"] == (6, 7)
 
 
 @pytest.mark.parametrize("make", [clip_tokenizer, t5_tokenizer, llama_tokenizer])

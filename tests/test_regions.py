@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate.attn_processors.modulation.regions import read_region, threshold
+from foveate.attn_processors.modulation.regions import partition, read_region, threshold
 from foveate.kernels.coverage import coverage
 
 
@@ -39,6 +39,19 @@ def test_a_tiny_object_keeps_the_cell_it_covers_most():
     inside = threshold(share)
     assert inside.sum() == 1
     assert inside[4, 3]
+
+
+def test_regions_that_share_a_cell_are_taken_apart():
+    tiny, tinier = (0.6, 0.4, 0.62, 0.45), (0.62, 0.4, 0.625, 0.41)
+    boxes = [(0, 0, 0.6, 1), tiny, tinier, (0.65, 0, 1, 1)]
+    cover = torch.stack([coverage(box, 8, 8).flatten() for box in boxes])
+    inside = partition(cover)
+    assert inside.sum(0).max() == 1
+    # the smallest has the cell that all want, which is all it has; who has more takes the rest
+    assert inside.sum(1).tolist() == [39, 0, 1, 24]
+    assert inside[2].view(8, 8)[3, 4]
+    alone = torch.stack([threshold(one) for one in cover])
+    assert torch.equal(partition(cover[[0, 3]]), alone[[0, 3]])
 
 
 def test_every_kind_of_mask():

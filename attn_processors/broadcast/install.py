@@ -10,6 +10,7 @@ from torch import nn
 
 from ...kernels.broadcast import store_of
 from ..hosts import check_pattern, denoisers_of, matches, set_processor
+from ..layer import Layer
 from ..layouts import attention_layers
 from ..redirect import Redirected
 from ..slot import processor_in
@@ -180,14 +181,18 @@ def attach(
 
 
 class _Operators:
-    """Tells whether a layer runs an operator of foveate now."""
+    """Tells whether a layer runs an operator of foveate now that its stock softmax can correct.
+
+    Where the layer is modulated it does not: the difference would hold the modulation as well.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
 
     def __call__(self, layer: str) -> bool:
         inner = processor_in(self._modules[layer])
-        return isinstance(inner, Redirected) and inner.attend is not None
+        attend = inner.attend if isinstance(inner, Redirected) else None
+        return isinstance(getattr(attend, "__self__", None), Layer)
 
 
 def _read_plan(plan: Plan | str | Path) -> Plan:

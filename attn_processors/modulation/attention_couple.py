@@ -19,8 +19,9 @@ import torch
 
 from ...kernels.coverage import Region
 from .base import Modulation
+from .options import is_number
 from .plan import Branch, Extra, GroupedKeys, Plan
-from .regions import read_region, refuse_overlap, threshold
+from .regions import read_region, refuse_overlap
 from .scene import Scene
 from .site import Site
 
@@ -32,6 +33,7 @@ class AttentionCouple(Modulation):
 
     prompts: prompt -> where it holds: the name of a region of the scene, a box or a mask.
     hard: a pixel is in a region or is not: more than half covered; regions must not overlap.
+        Of two that share a pixel of a coarse layer, the smaller one has it.
         Otherwise prompts mix by coverage, which is normalised where it exceeds 1.
     base: share of the scene's prompt inside the regions, 0 to 1; 1 changes nothing.
 
@@ -50,9 +52,12 @@ class AttentionCouple(Modulation):
         base: float = 0.0,
     ) -> None:
         super().__init__(scene)
-        if not prompts:
-            raise ValueError("AttentionCouple needs a prompt for a region, got none")
-        if not 0 <= base <= 1:
+        if not isinstance(prompts, Mapping) or not prompts:
+            raise ValueError(
+                "AttentionCouple needs a prompt for a region, such as "
+                f"{{'a red cat': (0, 0, 0.5, 1)}}, got {prompts!r}"
+            )
+        if not (is_number(base) and 0 <= base <= 1):
             raise ValueError(f"base must lie in [0, 1], got {base!r}")
         self.regions = {prompt: self._region(prompt, place) for prompt, place in prompts.items()}
         if hard:
@@ -77,11 +82,12 @@ class AttentionCouple(Modulation):
     def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan | None:
         if self.base == 1:
             return None
-        cover = site.coverage(list(self.regions.values()))  # [R, f*h*w]
-        seen = _Cross(self, site) if site.kind == "cross" else _Joint(self, site, cover)
+        regions = list(self.regions.values())
+        cover = site.coverage(regions)  # [R, f*h*w]
+        inside = site.inside(regions, is_partition=True) if self.hard else cover > 0
+        seen = _Cross(self, site) if site.kind == "cross" else _Joint(self, site, inside)
         if not self.hard:
             return Plan(branches=tuple(self._mixed(site, cover, seen)))
-        inside = torch.stack([threshold(one) for one in cover])
         order = torch.arange(1, len(inside) + 1, device=inside.device)
         apart = seen((inside * order[:, None]).sum(0))
         if self.base == 0:
@@ -129,10 +135,10 @@ class _Cross:
 class _Joint:
     """The same where the prompts stand behind each other on the text axis."""
 
-    def __init__(self, couple: AttentionCouple, site: Site, cover: torch.Tensor) -> None:
+    def __init__(self, couple: AttentionCouple, site: Site, inside: torch.Tensor) -> None:
         self.site = site
         self.count = len(couple.texts)
-        self.inside = torch.stack([threshold(one) if couple.hard else one > 0 for one in cover])
+        self.inside = inside
 
     def _text(self, number: int) -> slice:
         start = self.site.text + number * self.site.text_length

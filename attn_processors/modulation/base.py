@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any, ClassVar
 
 import torch
@@ -39,10 +40,11 @@ class Modulation:
     texts: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
 
-    def __init__(self, scene: Scene | None = None, *, branch: str = "cond") -> None:
-        if scene is not None and not isinstance(scene, Scene):
+    def __init__(self, scene: Scene | EllipsisType = ..., *, branch: str = "cond") -> None:
+        """`scene` is left out where the modulation steers by none."""
+        if scene is not ... and not isinstance(scene, Scene):
             raise ValueError(f"{self.name} needs a foveate.Scene, got {scene!r}")
-        self.scene = scene
+        self.scene = None if scene is ... else scene
         self.scope = Scope(branch=branch)
 
     @property

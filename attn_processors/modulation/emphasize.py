@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 
 from .base import Modulation
+from .options import read_strengths
 from .plan import GroupedKeys, Plan, key_bias
-from .regions import threshold
 from .scene import Scene
 from .site import Site
 
@@ -42,13 +42,12 @@ class Emphasize(Modulation):
         in_regions: bool = False,
     ) -> None:
         super().__init__(scene)
-        for name, strength in strengths.items():
-            scene.check_name(name)
-            if not 0 < strength < math.inf:
+        self.strengths = read_strengths(scene, strengths)
+        for name, strength in self.strengths.items():
+            if not strength > 0:
                 raise ValueError(f"the strength of {name!r} must be > 0, got {strength!r}")
             if in_regions and name not in scene.regions:
                 raise ValueError(f"in_regions needs a region for {name!r}; the scene gives none")
-        self.strengths = dict(strengths)
         self.damp = damp
         self.in_regions = in_regions
 
@@ -65,8 +64,8 @@ class Emphasize(Modulation):
         if not self.in_regions:
             bias = rows.sum(0) + damping if self.damp else rows.sum(0)
             return Plan(grouped=key_bias(bias, q.shape[2]))
-        cover = site.coverage([self.scene.regions[name] for name in logs])
-        inside = site.over_queries(torch.stack([threshold(one) for one in cover]), False)
+        inside = site.inside([self.scene.regions[name] for name in logs])
+        inside = site.over_queries(inside, False)
         members, groups = torch.unique(inside.T, dim=0, return_inverse=True)
         bias = members.to(rows) @ rows
         if self.damp:

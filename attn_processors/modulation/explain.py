@@ -31,18 +31,23 @@ class LayerExplanation:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The layers of one model; `print` shows a table."""
+    """The layers of one model; `print` shows a table.
+
+    idle: a sentence for every modulation whose window no step of the run lay in.
+    """
 
     layers: tuple[LayerExplanation, ...]
+    idle: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         header = ("layer", "kind", "did", "calls", "extra MB", "left alone")
         table = [header, *(_cells(row) for row in self.layers)]
         widths = [max(len(cells[i]) for cells in table) for i in range(len(header))]
-        return "\n".join(
+        rows = [
             "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
             for cells in table
-        )
+        ]
+        return "\n".join([*rows, *self.idle])
 
 
 def _cells(row: LayerExplanation) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
     scales, value maps, replaced queries and keys   edited tensors
     keys that groups of queries see or weigh        one call a group, on the keys it sees
+                                                    and row, where factors differ by row
     low-rank bias; groups that differ by row, or
     inside another operator                         further head dimensions
     branches                                        one call each, weighted and added
@@ -74,13 +75,15 @@ def lower(
         q = q * plan.q_scale.to(q)
     else:
         scale = scale * plan.q_scale
-    is_split = grouped is not None and operator is None and len(grouped.groups) == 1
     low_rank = plan.low_rank
-    if grouped is not None and not is_split:
+    if grouped is not None and operator is None:
+        if len(grouped.groups) == 1:
+            return _split(q, k, v, grouped, low_rank, scale)
+        if grouped.scale is not None:
+            return _split_rows(q, k, v, grouped, low_rank, scale)
+    if grouped is not None:
         low_rank = _both(low_rank, _as_low_rank(grouped))
     attend = _dense if operator is None else operator
-    if is_split:
-        return _split(q, k, v, grouped, low_rank, scale)
     if low_rank is None:
         edited = k.numel() + v.numel() if plan.extra else 0
         return attend(q, k, v, scale), Lowered("edited tensors", 1, edited * q.element_size())
@@ -185,6 +188,22 @@ def _split(q, k, v, grouped, low_rank, scale):
     return torch.cat(outs, 2)[:, :, torch.cat(order).argsort()], lowered
 
 
+def _split_rows(q, k, v, grouped, low_rank, scale):
+    """The same one row of the batch at a time, where each has groups of its own."""
+    outs, costs = [], []
+    for i in range(len(q)):
+        row = slice(i, i + 1)
+        own = replace(grouped, groups=grouped.groups[row])
+        part = low_rank
+        if low_rank is not None:
+            a, b = (x if len(x) == 1 else x[row] for x in (low_rank.a, low_rank.b))
+            part = LowRank(a, b)
+        out, cost = _split(q[row], k[row], v[row], own, part, scale)
+        outs.append(out)
+        costs.append(cost)
+    return torch.cat(outs), functools.reduce(Lowered.__add__, costs)
+
+
 def _mask(bias: torch.Tensor, q: torch.Tensor) -> torch.Tensor | None:
     return bias.to(q)[None, None, None] if bias.any() else None
 
@@ -204,8 +223,8 @@ def _as_low_rank(grouped: GroupedKeys) -> LowRank:
     """The bias of groups as (one-hot group of the query) . (bias of the key in every group)."""
     if grouped.scale is not None:
         raise NotImplementedError(
-            "factors on the keys of a group of queries need one dense call a group, with groups "
-            "that all rows share"
+            "factors on the keys of a group of queries need one dense call a group, and an "
+            "operator underneath makes one for all"
         )
     used = grouped.bias.clamp_min(HIDDEN)
     one_hot = F.one_hot(grouped.groups, len(used)).to(used)  # [b, N, G]
@@ -231,5 +250,6 @@ def _balanced(low_rank: LowRank) -> tuple[torch.Tensor, torch.Tensor]:
     """The same products with factors of like size, so that large ones fit half precision."""
     a, b = low_rank.a, low_rank.b
     tops = [x.abs().amax((0, 1, 2)).clamp_min(torch.finfo(x.dtype).tiny) for x in (a, b)]
-    balance = (tops[1] / tops[0]).sqrt()
+    # a group that no query is in has a top of almost 0, and the ratio of tops would overflow
+    balance = tops[1].sqrt() / tops[0].sqrt()
     return a * balance, b / balance

@@ -28,7 +28,7 @@ class Moment:
     origins: where each row of the batch comes from.
     text_length: how many tokens the prompt has; those of further texts may follow.
     padding: [B, T], True at text tokens the model hides; None where it hides none.
-    runs: how many runs of the pipeline have begun.
+    runs: how many runs of the pipeline have begun. steps: the places of this run, in order.
     stores: what modulations have learnt in this run, of those that learn.
     kept: what layers leave for those behind them, within one forward.
     """
@@ -64,6 +64,7 @@ class Moment:
         self.padding: torch.Tensor | None = None
         self.kept: dict[Hashable, Any] = {}
         self.runs = 0
+        self.steps: list[float] = []
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._schedule: torch.Tensor | None = None
         self._tokens: dict[int, dict[Scene, SceneTokens]] = {}
@@ -87,6 +88,8 @@ class Moment:
         self.padding = None if mask is None else ~mask.bool()
         self.kept = {}
         self._begin(text)
+        if self.progress not in self.steps:
+            self.steps.append(self.progress)
         appended = self._appended()
         if not appended:
             return None
@@ -99,6 +102,7 @@ class Moment:
         if self.tracker.schedule is not self._schedule:
             self._schedule = self.tracker.schedule
             self.runs += 1
+            self.steps = []
             for store in self.stores.values():
                 store.clear()
             self._check_prompts()
@@ -199,11 +203,13 @@ class Moment:
                 "the text embeddings of this forward are none that pipe.encode_prompt returned, so "
                 "the rows of the prompt are not known; call the pipeline inside of modulate"
             )
-        encoded = self.prompts.encoded
+        # the rows of this forward alone: a call that failed may have encoded others. Where the
+        # negative prompt has a forward of its own, it is the second
+        encoded = {origin.prompt for origin in self.origins if origin.kind == "prompt"}
         for scene in self.scenes:
             is_given = None in encoded and len({one.prompt for one in self.scenes}) == 1
             if scene.prompt not in encoded and not is_given:
-                got = ", ".join(map(repr, sorted(map(str, encoded))))
+                got = ", ".join(map(repr, sorted(map(str, encoded)))) or "no prompt"
                 raise ValueError(
                     f"this run encodes {got}, not the prompt of {scene!r}; "
                     "call the pipeline with prompt=scene.prompt"

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import Modulation
+from .options import is_number
 from .plan import GroupedKeys, Plan
 from .scene import Scene
 from .site import Site
@@ -45,7 +46,7 @@ class ObjectFocus(Modulation):
                 f"ObjectFocus chooses between phrases, and {scene!r} has one; mark two or more"
             )
         for name, value in (("smooth", smooth), ("least", least)):
-            if not 0 <= value < 1:
+            if not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
         self.smooth = smooth
         self.least = least

@@ -27,6 +27,8 @@ def read_markup(marked: str) -> tuple[str, dict[str, tuple[Range, ...]]]:
             raise ValueError(
                 f"the name of a marked phrase must be letters, digits and _, got {mark.group()!r}"
             )
+        if not words.strip():
+            raise ValueError(f"a marked phrase must hold a word, got {mark.group()!r}")
         prompt += marked[end : mark.start()]
         named[name] = (*named.get(name, ()), (len(prompt), len(prompt) + len(words)))
         prompt, end = prompt + words, mark.end()
@@ -35,13 +37,13 @@ def read_markup(marked: str) -> tuple[str, dict[str, tuple[Range, ...]]]:
 
 def find_phrase(prompt: str, phrase: str) -> Range:
     """Range of whole words; ValueError names the nearest words where the phrase is absent."""
-    numbered = _OCCURRENCE.fullmatch(phrase)
+    # a phrase that the prompt holds as it is written is no count
+    numbered = None if _occurrences(prompt, phrase) else _OCCURRENCE.fullmatch(phrase)
     text, occurrence = (numbered[1], int(numbered[2])) if numbered else (phrase, 1)
     words = text.split()
     if not words or occurrence < 1:
         raise ValueError(f"a phrase must hold a word and count occurrences from 1, got {phrase!r}")
-    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
-    found = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
+    found = _occurrences(prompt, text)
     if not found:
         near = _nearest(prompt, words)
         raise ValueError(f"the prompt {prompt!r} has no phrase {text!r}; nearest: {near}")
@@ -53,10 +55,20 @@ def find_phrase(prompt: str, phrase: str) -> Range:
     return found[occurrence - 1]
 
 
+def _occurrences(prompt: str, phrase: str) -> list[Range]:
+    words = phrase.split()
+    if not words:
+        return []
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)"
+    return [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
+
+
 def last_word(prompt: str, ranges: tuple[Range, ...]) -> Range:
     """Range of the last word of a phrase: in English its noun, where it has no complement."""
     start, end = ranges[-1]
-    words = list(re.finditer(r"\S+", prompt[start:end]))
+    # without punctuation, unless there is nothing else
+    words = [*re.finditer(r"\w(?:\S*\w)?", prompt[start:end])]
+    words = words or [*re.finditer(r"\S+", prompt[start:end])]
     first, last = words[-1].span()
     return start + first, start + last
 

@@ -11,13 +11,13 @@ matrix that takes positions of the edited prompt to those of the source, no map 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 
 from .alignment import align_prompts
 from .base import Modulation
+from .options import read_strengths
 from .plan import Branch, Plan
 from .scene import Scene
 from .site import Site
@@ -37,6 +37,8 @@ class _FromSource(Modulation):
 
     def __init__(self, source: Scene | str, edited: Scene) -> None:
         super().__init__(edited)
+        if not isinstance(source, (Scene, str)):
+            raise ValueError(f"{self.name} needs a source prompt or a Scene of it, got {source!r}")
         self.source = source.prompt if isinstance(source, Scene) else source
         self.beside = (self.source,)
         if self.source == edited.prompt:
@@ -129,11 +131,7 @@ class AttentionReweight(Modulation):
 
     def __init__(self, scene: Scene, strengths: Mapping[str, float]) -> None:
         super().__init__(scene)
-        for name, strength in strengths.items():
-            scene.check_name(name)
-            if not math.isfinite(strength):
-                raise ValueError(f"the strength of {name!r} must be a number, got {strength!r}")
-        self.strengths = dict(strengths)
+        self.strengths = read_strengths(scene, strengths)
 
     def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan | None:
         if all(strength == 1 for strength in self.strengths.values()):

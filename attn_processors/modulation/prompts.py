@@ -36,7 +36,7 @@ class Prompts:
     """Observes `pipe.encode_prompt` from `install` to `remove`; `origins` answers for a forward.
 
     texts: what to encode beside the prompts of every run.
-    arguments: of the run's first call of `encode_prompt`.
+    arguments: of the last call of `encode_prompt`.
     encodings: text -> its embedding [T, C], and which of its tokens are no padding [T], None where
         the pipeline does not tell.
     """
@@ -49,6 +49,8 @@ class Prompts:
         self._rows: list[tuple[torch.Tensor, Origin]] = []
         self._is_run_over = False
         self._last: tuple[weakref.ref, tuple[Origin, ...]] | None = None
+        self._ours: Callable | None = None
+        self._hidden: Callable | None = None
 
     def install(self) -> None:
         stock = self._pipe.encode_prompt
@@ -58,26 +60,26 @@ class Prompts:
             result = stock(*args, **kwargs)
             arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
             self._note(arguments, result)
-            if not self.arguments:
-                self.arguments = arguments
-                self.encodings = self._encode(stock) if self._texts else {}
+            is_new = _settings(arguments) != _settings(self.arguments)
+            self.arguments = arguments
+            if self._texts and (is_new or not self.encodings):
+                self.encodings = self._encode(stock)
             return result
 
-        # on the object, where it hides the method of the class
-        self._pipe.encode_prompt = encode_prompt
+        # on the object, where it hides the method of the class, and one that a user has put there
+        self._hidden = vars(self._pipe).get("encode_prompt")
+        self._ours = self._pipe.encode_prompt = encode_prompt
 
     def remove(self) -> None:
-        vars(self._pipe).pop("encode_prompt", None)
+        if vars(self._pipe).get("encode_prompt") is self._ours:
+            del self._pipe.encode_prompt
+            if self._hidden is not None:
+                self._pipe.encode_prompt = self._hidden
         self._forget()
 
     def _forget(self) -> None:
         self._rows, self._last, self._is_run_over = [], None, False
         self.arguments, self.encodings = {}, {}
-
-    @property
-    def encoded(self) -> set[str | None]:
-        """The prompts of the present run."""
-        return {origin.prompt for _, origin in self._rows if origin.kind == "prompt"}
 
     def origins(self, embeddings: torch.Tensor) -> tuple[Origin, ...]:
         """One origin a row of the embeddings [B, T, C] that the model is given."""
@@ -115,13 +117,18 @@ class Prompts:
                 "the pipeline has no text_encoder; load it, or leave them out"
             )
         names = inspect.signature(stock).parameters
-        call = {name: value for name, value in self.arguments.items() if "prompt" not in name}
+        call = _settings(self.arguments)
         fixed = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         call |= {name: value for name, value in fixed.items() if name in names}
         result = stock(prompt=list(self._texts), **call)
         is_masked = "prompt_attention_mask" in names
         valid = result[1].bool() if is_masked else [None] * len(self._texts)
         return dict(zip(self._texts, zip(result[0].detach(), valid, strict=True), strict=True))
+
+
+def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a call of `encode_prompt` says beside the prompts."""
+    return {name: value for name, value in arguments.items() if "prompt" not in name}
 
 
 def _texts(arguments: dict[str, Any]) -> list[str | None]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 
 from .base import Modulation
+from .options import is_number
 from .plan import GroupedKeys, LowRank, Plan
-from .regions import refuse_overlap, threshold
+from .regions import refuse_overlap
 from .scene import Scene
 from .site import Site
 
@@ -44,7 +45,7 @@ class RegionBind(Modulation):
             raise ValueError(
                 "RegionBind needs a Scene with regions, got none; ObjectFocus does not"
             )
-        if alone is not None and not 0 <= alone <= 1:
+        if alone is not None and not (is_number(alone) and 0 <= alone <= 1):
             raise ValueError(f"alone must lie in [0, 1] or be None, got {alone!r}")
         self.hard = hard
         self.overlap = overlap
@@ -58,11 +59,11 @@ class RegionBind(Modulation):
     def plan(self, site: Site, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Plan:
         tokens = site.tokens[self.scene].phrases
         marked = torch.stack([site.marked(tokens[name]) for name in self.scene.regions])  # [R, M]
-        cover = site.coverage(list(self.scene.regions.values()))
-        inside = torch.stack([threshold(one) for one in cover])
-        grouped = self._grouped(site, site.over_queries(inside, False), marked)
+        regions = list(self.scene.regions.values())
+        grouped = self._grouped(site, site.over_queries(site.inside(regions), False), marked)
         if self.hard:
             return Plan(grouped=grouped)
+        cover = site.coverage(regions)
         a = site.over_queries(cover.clamp_min(_LEAST).log(), 0.0)
         low_rank = LowRank(a.T[None, None], marked.T.to(a)[None, None])
         return Plan(low_rank=low_rank, grouped=grouped)

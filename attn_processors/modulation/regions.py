@@ -13,7 +13,7 @@ import torch
 
 from ...kernels.coverage import Region, coverage
 
-__all__ = ["read_region", "refuse_overlap", "threshold"]
+__all__ = ["partition", "read_region", "refuse_overlap", "threshold"]
 
 
 def read_region(name: str, region: object) -> Region:
@@ -55,6 +55,19 @@ def threshold(share: torch.Tensor) -> torch.Tensor:
     inside = share > 0.5
     if not inside.any():
         inside.view(-1)[share.argmax()] = True
+    return inside
+
+
+def partition(cover: torch.Tensor) -> torch.Tensor:
+    """The cells of each region [R, cells] by their coverage; no cell is in two.
+
+    Disjoint regions may still share a cell of a coarse grid. The smaller one has the first choice,
+    since the larger one has other cells.
+    """
+    inside = torch.zeros_like(cover, dtype=torch.bool)
+    for region in cover.sum(1).argsort().tolist():
+        free = cover[region] * ~inside.any(0)
+        inside[region] = threshold(free) & (free > 0)
     return inside
 
 

@@ -117,6 +117,13 @@ def _redirected(layer: ModulatedLayer, stock: object) -> Redirected:
         raise NotImplementedError(f"{layer.name}: {error}") from None
 
 
+def _why_idle(modulation: Modulation, steps: Sequence[float]) -> str:
+    return (
+        f"{modulation.name} never acted: its window is {modulation.scope.steps}, and the run had "
+        f"{len(steps)} step(s) from {min(steps):.2f} to {max(steps):.2f} of the schedule"
+    )
+
+
 class Run(Undoable):
     """What `modulate` did to one pipeline; leaving `with`, or `remove`, undoes it."""
 
@@ -138,7 +145,10 @@ class Run(Undoable):
 
     def explain(self) -> Explanation:
         """What each layer did in the last run of the pipeline, and at what cost."""
-        return Explanation(tuple(record.explain() for record in self._records))
+        rows = tuple(record.explain() for record in self._records)
+        steps = self._moment.steps
+        idle = [m for m in self.modulations if steps and not any(map(m.scope.is_now, steps))]
+        return Explanation(rows, tuple(_why_idle(m, steps) for m in idle))
 
     def span_maps(
         self, *, size: tuple[int, int] | None = None, steps: tuple[float, float] = (0.0, 1.0)

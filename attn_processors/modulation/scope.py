@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...kernels.schedule import check_window, is_within
@@ -41,10 +41,10 @@ class Scope:
     ) -> Scope:
         """This scope with the given conditions in the place of its own."""
         given = {
-            "layers": (layers,) if isinstance(layers, str) else layers and tuple(layers),
+            "layers": (layers,) if isinstance(layers, str) else _listed("layers", layers),
             "stride": stride,
-            "steps": steps and tuple(steps),
-            "heads": heads and tuple(heads),
+            "steps": _listed("steps", steps),
+            "heads": _listed("heads", heads),
             "branch": branch,
         }
         new = replace(self, **{name: value for name, value in given.items() if value is not None})
@@ -74,6 +74,13 @@ class Scope:
     def is_now(self, progress: float) -> bool:
         """Whether a forward at this fraction of the schedule lies in the window."""
         return is_within(progress, self.steps)
+
+
+def _listed(name: str, values: object) -> tuple | None:
+    if values is not None and not isinstance(values, Iterable):
+        expected = "(start, end)" if name == "steps" else "a list"
+        raise ValueError(f"{name} must be {expected}, got {values!r}")
+    return None if values is None else tuple(values)
 
 
 def _is_index(head: object) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .base import Modulation
+from .options import is_number
 from .plan import GroupedKeys, Plan
 from .site import Site
 
@@ -26,8 +27,8 @@ class SelfTemperature(Modulation):
 
     def __init__(self, factor: float) -> None:
         super().__init__(branch="both")
-        if not factor > 0:
-            raise ValueError(f"factor must be > 0, got {factor!r}")
+        if not (is_number(factor) and factor > 0):
+            raise ValueError(f"factor must be > 0 and finite, got {factor!r}")
         self.factor = float(factor)
 
     def edits_in(self, kind: str) -> frozenset[str]:

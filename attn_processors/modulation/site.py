@@ -13,6 +13,7 @@ from ...kernels.layout import TokenLayout
 from .alignment import Alignment
 from .call import Call
 from .plan import GroupedKeys
+from .regions import partition, threshold
 from .scene import Scene
 
 __all__ = ["SceneTokens", "Site", "Text"]
@@ -115,5 +116,20 @@ class Site:
 
     def coverage(self, regions: Sequence[Region]) -> torch.Tensor:
         """Share of each grid token in each region, [regions, f*h*w], the same in every frame."""
-        cover = torch.stack([coverage(region, *self.grid) for region in regions])
-        return cover.flatten(1).repeat(1, self.layout.grid[0]).to(self.device, self.dtype)
+        return self._in_frames(self._cover(regions)).to(self.dtype)
+
+    def inside(self, regions: Sequence[Region], *, is_partition: bool = False) -> torch.Tensor:
+        """Whether each grid token is in each region, [regions, f*h*w], the same in every frame.
+
+        is_partition: no token is in two.
+        """
+        cover = self._cover(regions)
+        apart = partition(cover) if is_partition else torch.stack([threshold(c) for c in cover])
+        return self._in_frames(apart)
+
+    def _cover(self, regions: Sequence[Region]) -> torch.Tensor:
+        """Share of each cell of one frame in each region, [regions, h*w]."""
+        return torch.stack([coverage(region, *self.grid).flatten() for region in regions])
+
+    def _in_frames(self, cells: torch.Tensor) -> torch.Tensor:
+        return cells.repeat(1, self.layout.grid[0]).to(self.device)
