@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         WindowAttnProcessor,
         apply,
         broadcast,
+        remove,
         status,
     )
     from .attn_processors.modulation import (
@@ -91,6 +92,7 @@ __all__ = [
     "load_student",
     "modulate",
     "progressive",
+    "remove",
     "status",
 ]
 
@@ -137,6 +139,7 @@ _HOMES = {
     "load_student": ".pipelines.distill",
     "modulate": ".attn_processors.modulation",
     "progressive": ".pipelines.progressive",
+    "remove": ".attn_processors",
     "status": ".attn_processors",
 }
 

@@ -1,7 +1,7 @@
 """Processors that carry operators into stock diffusers pipelines, and `apply` to put them on."""
 
 from .agent import AgentAttnProcessor
-from .apply import Handle, apply
+from .apply import Handle, apply, remove
 from .broadcast import (
     BroadcastAttnProcessor,
     CalibratedPlan,
@@ -48,5 +48,6 @@ __all__ = [
     "WindowAttnProcessor",
     "apply",
     "broadcast",
+    "remove",
     "status",
 ]

@@ -14,7 +14,7 @@ import torch
 
 from ..kernels import agent_attention, agent_grid, agent_keys
 from ..kernels.counts import KeyCount
-from ..kernels.inputs import check_positive
+from ..kernels.inputs import check_number, check_positive
 from ..kernels.layout import TokenLayout
 from .trained.agent import AgentWeights
 from .trained.base import TrainedAttnProcessor
@@ -45,6 +45,8 @@ class AgentAttnProcessor(TrainedAttnProcessor):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("agents", self.agents)
+        check_number("scale2_exponent", self.scale2_exponent)
+        check_number("shortcut", self.shortcut)
 
     def why_dense(self, layout: TokenLayout) -> str | None:
         count = prod(agent_grid(layout.grid, self.agents))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..kernels.counts import KeyCount
+from ..kernels.inputs import check_impl_name
 from ..kernels.layout import TokenLayout
 from ..kernels.sequence import Exchange, Shard
 from .rotary import RotaryReader
@@ -42,6 +43,8 @@ class AttnProcessor:
     """
 
     grid: tuple[int, ...] | None = None
+    # a field of those that have more than one
+    impl: ClassVar[str | None] = None
     # what a bound processor has trained for its layer
     part: ClassVar[nn.Module | None] = None
     # diffusers writes these two on every processor that has them
@@ -50,6 +53,7 @@ class AttnProcessor:
 
     def __post_init__(self) -> None:
         self.grid = check_grid(self.grid)
+        check_impl_name(self.impl)
         self.rotary_reader = RotaryReader()
 
     @property

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ..kernels.inputs import check_positive
 from ..kernels.schedule import check_fractions
+from .applied import applied_to
 from .base import AttnProcessor
-from .hosts import check_pattern, matches
-from .layer import Layer
-from .layouts import TARGETS
+from .hosts import check_pattern, matches, pattern_list
+from .layouts import TARGETS, Family
 from .redirect import Redirected
 from .slot import processor_in
 
@@ -32,16 +33,24 @@ def refuse_weights(
             )
 
 
-def check_options(min_tokens: int, steps: tuple[float, float] | None) -> None:
+def check_options(
+    min_tokens: int, steps: tuple[float, float] | None, family: Family | None
+) -> None:
     """Raises ValueError for bad values of these options of `apply`."""
-    if not isinstance(min_tokens, int) or min_tokens < 0:
-        raise ValueError(f"min_tokens must be an integer >= 0, got {min_tokens!r}")
+    check_positive("min_tokens", min_tokens, least=0)
+    if family is not None and not isinstance(family, Family):
+        raise ValueError(f"family must be a foveate.Family (docs/layouts.md), got {family!r}")
     if steps is not None:
         check_fractions("steps", steps)
 
 
-def refuse_second(attentions: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError where a layer already holds a processor of ours."""
+def refuse_second(model: nn.Module, attentions: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError for a model with an operator on, and for a layer that holds one."""
+    if applied_to(model):
+        raise ValueError(
+            f"{type(model).__name__} already runs a foveate operator; call remove() on its handle "
+            "first, or foveate.remove(pipe)"
+        )
     for name, module in attentions.items():
         present = processor_in(module)
         if isinstance(present, AttnProcessor):
@@ -49,15 +58,10 @@ def refuse_second(attentions: Mapping[str, nn.Module]) -> None:
                 f"{name} already holds {present!r}, put there by set_attn_processor; "
                 "set the stock processors back before foveate.apply"
             )
-        attend = present.attend if isinstance(present, Redirected) else None
-        if attend is not None and not isinstance(getattr(attend, "__self__", None), Layer):
+        if isinstance(present, Redirected) and present.attend is not None:
             raise ValueError(
                 f"{name} is modulated, and operators lie beneath that; remove() the run of "
                 "foveate.modulate, put apply on first, then modulate again"
-            )
-        if attend is not None:
-            raise ValueError(
-                f"{name} already runs a foveate operator; call remove() on the earlier handle first"
             )
 
 
@@ -73,15 +77,32 @@ def choose(
     for pattern, value in rules.items():
         if not isinstance(value, AttnProcessor):
             raise ValueError(f"expected a foveate processor object for {pattern!r}, got {value!r}")
-    wanted = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    wanted = pattern_list(layers)
     targets = [name for name, kind in kinds.items() if kind in TARGETS]
     for pattern in (*rules, *wanted):
         check_pattern(pattern, kinds, targets, _WHERE)
-    chosen = {}
-    for name in targets:
-        rule = next((value for pattern, value in rules.items() if matches(name, pattern)), None)
-        if rule is not None and any(matches(name, pattern) for pattern in wanted):
-            chosen[name] = rule
+    taken = _first_patterns(targets, list(rules))
+    chosen = {
+        name: rules[pattern]
+        for name, pattern in taken.items()
+        if any(matches(name, one) for one in wanted)
+    }
     if not chosen:
         raise ValueError(f"no layer matches both the mapping {list(rules)} and layers={wanted}")
     return chosen
+
+
+def _first_patterns(targets: Sequence[str], patterns: Sequence[str]) -> dict[str, str]:
+    """Layer name -> the first pattern that matches it, if one does.
+
+    Raises ValueError for a pattern whose layers are all matched by earlier ones.
+    """
+    matching = {name: [p for p in patterns if matches(name, p)] for name in targets}
+    first = {name: found[0] for name, found in matching.items() if found}
+    for pattern in patterns:
+        if pattern not in first.values():
+            before = dict.fromkeys(first[n] for n, found in matching.items() if pattern in found)
+            raise ValueError(
+                f"{pattern!r} never applies: {' and '.join(map(repr, before))} comes first"
+            )
+    return first

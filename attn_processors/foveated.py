@@ -14,7 +14,7 @@ import torch
 
 from ..kernels import foveated_attention, foveated_keys
 from ..kernels.counts import KeyCount
-from ..kernels.inputs import check_positive
+from ..kernels.inputs import check_flag, check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.sequence import Exchange, Shard, sequence_foveated_attention
 from .base import EVERY_EDIT
@@ -61,6 +61,8 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
         check_positive("radius", self.radius)
         check_positive("pool", self.pool, least=2)
         check_positive("levels", self.levels)
+        check_flag("mass", self.mass)
+        check_flag("partition", self.partition)
         if self.levels > 1 and not self.partition:
             raise ValueError(f"partition=False takes levels=1, got levels={self.levels}")
         if self.proportional is not None:
@@ -68,6 +70,8 @@ class FoveatedAttnProcessor(TrainedAttnProcessor):
         self._check_pool_weight()
 
     def _check_pool_weight(self) -> None:
+        if self.pool_weight is not None and not isinstance(self.pool_weight, torch.Tensor):
+            raise ValueError(f"pool_weight must be a tensor, got {self.pool_weight!r}")
         trained = [] if self.weights is None else [layer.pool_weight for layer in self.weights]
         shapes = {tuple(w.shape) for w in (self.pool_weight, *trained) if w is not None}
         wrong = shapes - {(self.pool, self.pool), (1, 1, 1, self.pool, 1, self.pool, 1)}

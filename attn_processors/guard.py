@@ -59,8 +59,9 @@ def is_finite(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         if value.is_meta or not value.is_floating_point():
             return True
-        # one pass, twenty times as fast as isfinite().all(); NaN is carried into both
-        return bool(torch.stack(value.aminmax()).isfinite().all())
+        # one pass, twenty times as fast as isfinite().all(); NaN is carried into both. detached:
+        # a checkpoint wants to save what its recomputation, unlooked at, saves
+        return bool(torch.stack(value.detach().aminmax()).isfinite().all())
     if isinstance(value, Mapping):
         return is_finite(tuple(value.values()))
     return not isinstance(value, (tuple, list)) or all(is_finite(one) for one in value)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-__all__ = ["check_pattern", "denoiser_of", "denoisers_of", "matches", "set_processor"]
+__all__ = [
+    "check_pattern",
+    "denoiser_of",
+    "denoisers_of",
+    "heads_of",
+    "matches",
+    "pattern_list",
+    "set_processor",
+]
 
 # Wan 2.2 has two transformers, one for the noisier part of the schedule
 _DENOISERS = ("transformer", "transformer_2", "unet")
@@ -51,16 +59,37 @@ def set_processor(module: nn.Module, processor: object) -> None:
         module.processor = processor
 
 
+def heads_of(module: nn.Module) -> int:
+    """Query heads of one attention module: Kandinsky and a few others have `num_heads`."""
+    return module.heads if hasattr(module, "heads") else module.num_heads
+
+
 def matches(name: str, pattern: str) -> bool:
     """Whether the layer name fits the pattern."""
     # diffusers' own names for processors end in ".processor"
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(f"{name}.processor", pattern)
 
 
+def pattern_list(layers: str | Sequence[str] | None) -> list[str]:
+    """The patterns of an option `layers`; None is every layer.
+
+    Raises ValueError for anything else.
+    """
+    if layers is None:
+        return ["*"]
+    if not isinstance(layers, Sequence):
+        raise ValueError(
+            f"layers must be a pattern of layer names or a list of them, got {layers!r}"
+        )
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
 def check_pattern(
     pattern: str, kinds: Mapping[str, str], targets: Iterable[str], where: str
 ) -> None:
     """Raise ValueError unless the pattern matches one of `targets`; `where` says what these are."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"a pattern of layer names must be a string, got {pattern!r}")
     if any(matches(name, pattern) for name in targets):
         return
     others = sorted({kind for name, kind in kinds.items() if matches(name, pattern)})

@@ -73,7 +73,7 @@ class Layer:
 
     def reset(self) -> None:
         """Drop the counts of all earlier forwards."""
-        self.forwards = 0
+        self.seen = self.forwards = self.dense_forwards = 0
         self.layout: TokenLayout | None = None
         self.reasons: Counter[str] = Counter()
 
@@ -220,10 +220,13 @@ class Layer:
 
     def settle(self) -> str | None:
         """Count what the last forward did; returns why it could not take the operator."""
+        reasons = [r for r in (self._chosen, self._refused) if r is not None]
+        self.seen += self._ran is not None or bool(reasons)
+        self.dense_forwards += bool(reasons)
+        self.reasons.update(reasons)
         if self._ran is not None:
             self.forwards += 1
             self.layout = self._ran
-        self.reasons.update(r for r in (self._chosen, self._refused) if r is not None)
         return self._refused
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from ..kernels import hybrid_attention, linear_attention, local_keys
 from ..kernels.counts import KeyCount
 from ..kernels.feature_maps import FeatureMap, FeatureMaps, map_pair
-from ..kernels.inputs import check_positive
+from ..kernels.inputs import check_flag, check_number, check_positive
 from ..kernels.layout import TokenLayout
 from ..kernels.linear import check_linear
 from .trained.base import TrainedAttnProcessor
@@ -59,8 +59,9 @@ class LinearAttnProcessor(TrainedAttnProcessor):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_linear(self.feature_map, self.eps, self.affine)
-        if self.gate < 0:
-            raise ValueError(f"gate must be >= 0, got {self.gate!r}")
+        check_number("gate", self.gate, least=0)
+        check_flag("affine", self.affine)
+        check_flag("rank_augment", self.rank_augment)
         if self.radius is None:
             return
         check_positive("radius", self.radius)

@@ -21,6 +21,7 @@ from ..kernels.local import check_frames_radius, check_radius
 from ..kernels.sequence import Exchange, Shard, sequence_local_attention
 from .base import EVERY_EDIT, AttnProcessor
 from .foveated import FoveatedAttnProcessor
+from .hosts import heads_of
 from .proportional import proportional_scale
 from .sequence import check_split
 from .trained.base import TrainedAttnProcessor
@@ -111,9 +112,9 @@ class LocalAttnProcessor(TrainedAttnProcessor):
 
         Raises ValueError where the layer has not as many heads as there are radii.
         """
-        if isinstance(self.radius, Sequence) and len(self.radius) != attn.heads:
+        if isinstance(self.radius, Sequence) and len(self.radius) != heads_of(attn):
             raise ValueError(
-                f"{name} has {attn.heads} heads, but radius={self.radius} is for "
+                f"{name} has {heads_of(attn)} heads, but radius={self.radius} is for "
                 f"{len(self.radius)}; map each pattern of layers to a processor of its own"
             )
         return super().bind(name, attn)

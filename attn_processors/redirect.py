@@ -13,7 +13,6 @@ import ast
 import copy
 import functools
 import inspect
-import textwrap
 import types
 from typing import Any, Protocol
 
@@ -225,8 +224,12 @@ def _parse_call(stock_class: type) -> tuple[types.FunctionType, ast.Module]:
         raise NotImplementedError(
             f"{name} has no source text (frozen build?), so it cannot be redirected"
         ) from None
-    tree = ast.parse(textwrap.dedent(source))
-    ast.increment_lineno(tree, function.__code__.co_firstlineno - 1)
+    # dedenting would change strings of several lines, and fail where one reaches the margin
+    is_indented = source[0].isspace()
+    tree = ast.parse(f"if True:\n{source}" if is_indented else source)
+    if is_indented:
+        tree.body = tree.body[0].body
+    ast.increment_lineno(tree, function.__code__.co_firstlineno - (2 if is_indented else 1))
     return function, tree
 
 

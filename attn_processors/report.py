@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,10 @@ __all__ = ["LayerReport", "Recorder", "Report"]
 
 logger = logging.getLogger(__name__)
 
-_UNSEEN = "not seen: compiled with gradients on, or skipped by a cache"
+_UNSEEN = (
+    "not seen: compiled with gradients on, skipped by a cache, or its processor was replaced during"
+    " the run"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,9 @@ class LayerReport:
 
     operator: what ran: an operator's name, "dense", both joined by "+", or "-" when no forward was
         seen.
-    forwards, dense_forwards: forwards of the model in which the operator and the stock softmax ran
-        here.
+    seen: forwards of the model in which the layer was called.
+    forwards, dense_forwards: those in which the operator and the stock softmax ran; a layer with
+        two calls may have had both in one.
     tokens: of the last call of the operator; None when dense.
     keys: what one image query of that call needs and is compared with, means; None when dense.
     reason: why dense.
@@ -39,6 +43,7 @@ class LayerReport:
     layer: str
     kind: str
     operator: str
+    seen: int
     forwards: int
     dense_forwards: int
     tokens: int | None
@@ -91,28 +96,26 @@ class Report:
 
     def to_json(self) -> str:
         """As a JSON object with the names of these fields; keys are {"needed", "visited"}."""
-        fields = {
-            "processors": self.processors,
-            "forwards": self.forwards,
-            "layers": [_fields(row) for row in self.layers],
-            "companions": [_fields(one) for one in self.companions],
-        }
-        return json.dumps(fields, indent=1)
+        return json.dumps(_plain(self), indent=1)
 
 
-def _fields(row: object) -> dict[str, object]:
-    """Of a dataclass; counts of keys by name."""
-    fields = asdict(row)
-    return {k: v._asdict() if isinstance(v, KeyCount) else v for k, v in fields.items()}
+def _plain(value: object) -> object:
+    """Dataclasses and counts of keys by the names of their fields."""
+    if isinstance(value, KeyCount):
+        return value._asdict()
+    if isinstance(value, (tuple, list)):
+        return [_plain(one) for one in value]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
 
 
 def _cells(row: LayerReport) -> tuple[str, ...]:
-    total = row.forwards + row.dense_forwards
     return (
         row.layer,
         row.kind,
         row.operator,
-        f"{row.forwards}/{total}" if total else "",
+        f"{row.forwards}/{row.seen}" if row.seen else "",
         "" if row.tokens is None else str(row.tokens),
         "" if row.keys is None else f"{row.keys.visited:.1f}",
         "" if row.keys is None else f"{row.keys.visited / row.tokens:.1%}",
@@ -205,20 +208,20 @@ class Recorder:
         )
 
     def _row(self, layer: Layer, replaced: str | None) -> LayerReport:
-        dense = sum(layer.reasons.values())
         reasons = [f"{reason} ({count}x)" for reason, count in layer.reasons.items()]
         if replaced is not None:
             reasons.append(f"processor replaced by {replaced} since: remove() and apply again")
         elif layer.untouched is not None:
             reasons.append(layer.untouched)
-        elif self.forwards and not layer.forwards and not dense:
+        elif self.forwards and not layer.seen:
             reasons.append(_UNSEEN)
         return LayerReport(
             layer=layer.name,
             kind=layer.kind,
             operator=_operator_name(layer),
+            seen=layer.seen,
             forwards=layer.forwards,
-            dense_forwards=dense,
+            dense_forwards=layer.dense_forwards,
             tokens=None if layer.layout is None else layer.layout.num_tokens,
             keys=None if layer.layout is None else layer.present.count_keys(layer.layout),
             reason="; ".join(reasons),

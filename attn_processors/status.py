@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from .applied import applied_to
 from .base import AttnProcessor
 from .hosts import denoisers_of
 from .layer import Layer
 from .layouts import attention_layers
 from .redirect import Redirected, redirected_class
-from .report import Recorder
 from .sequence import group_of
 from .slot import processor_in
 
@@ -83,8 +83,7 @@ def status(pipe_or_model: object) -> Status:
 
 def _applied(model: nn.Module) -> list[LayerStatus]:
     """Of the layers that `apply` chose."""
-    recorders = [hook for hook in model._forward_hooks.values() if isinstance(hook, Recorder)]
-    layers = [layer for recorder in recorders for layer in recorder.layers if layer.processor]
+    layers = [layer for on in applied_to(model) for layer in on.recorder.layers if layer.processor]
     is_split = group_of(model) is not None
     return [
         _row(layer, processor_in(model.get_submodule(layer.name)), is_split) for layer in layers
@@ -109,7 +108,7 @@ def _stock_name(present: object) -> str:
 
 
 def _remedy(present: object) -> str:
-    again = "handle.remove(), then foveate.apply again"
+    again = "foveate.remove(pipe), then foveate.apply again"
     try:
         if not isinstance(present, Redirected):
             redirected_class(type(present))

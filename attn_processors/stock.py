@@ -9,6 +9,7 @@ needs none of this.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +32,9 @@ def check_grid(grid: tuple[int, ...] | None) -> tuple[int, int, int] | None:
     """`grid` as (frames, rows, columns)."""
     if grid is None:
         return None
-    sizes = tuple(grid)
-    if len(sizes) not in (2, 3) or not all(isinstance(n, int) and n >= 1 for n in sizes):
+    sizes = tuple(grid) if isinstance(grid, Sequence) else ()
+    # True is an int
+    if len(sizes) not in (2, 3) or not all(type(n) is int and n >= 1 for n in sizes):
         raise ValueError(
             f"grid must be (rows, columns) or (frames, rows, columns), each >= 1, got {grid!r}"
         )
@@ -64,10 +66,7 @@ def run_stock(
         attend = _FluxCall(processor, encoder_hidden_states, image_rotary_emb)
         host = _host(processor, default, attend)
         return host(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-    plain = (
-        isinstance(attn, Attention) and image_rotary_emb is None and attn.added_kv_proj_dim is None
-    )
-    if not plain:
+    if not _is_plain(attn, encoder_hidden_states, image_rotary_emb):
         raise NotImplementedError(
             f"{type(processor).__name__} cannot tell the stock processor of this "
             f"{type(attn).__name__}; {_USE_APPLY}"
@@ -75,6 +74,18 @@ def run_stock(
     attend = _PlainCall(processor, is_cross=encoder_hidden_states is not None)
     host = _host(processor, AttnProcessor2_0, attend)
     return host(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+def _is_plain(
+    attn: nn.Module,
+    encoder_hidden_states: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+) -> bool:
+    """Whether the call is one of `AttnProcessor2_0`, as far as can be told."""
+    if not isinstance(attn, Attention) or attn.added_kv_proj_dim is not None or rotary is not None:
+        return False
+    # text for a module that is not made for cross-attention is joint attention
+    return encoder_hidden_states is None or attn.is_cross_attention
 
 
 def _host(processor: AttnProcessor, stock_class: type, attend: Attend) -> Redirected:

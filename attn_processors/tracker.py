@@ -52,6 +52,8 @@ class Tracker:
         self.schedule: torch.Tensor | None = None
         self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._pipe = None if pipe is None else weakref.ref(pipe)
+        # outlives the pipeline, as where `from_pipe` makes another one of the same parts
+        self._scheduler: Any = getattr(pipe, "scheduler", None)
         self._key: tuple = ()
         self._sources: tuple[weakref.ref | None, ...] = ()
         self._timestep: Any = None
@@ -109,7 +111,9 @@ class Tracker:
 
     def _read_schedule(self) -> torch.Tensor | None:
         pipe = None if self._pipe is None else self._pipe()
-        return None if pipe is None else getattr(pipe.scheduler, "timesteps", None)
+        if pipe is not None:
+            self._scheduler = getattr(pipe, "scheduler", None)
+        return getattr(self._scheduler, "timesteps", None)
 
     def progress(self) -> float:
         """Place of this forward's timestep in the schedule, as a fraction: step i of n is i / n.
@@ -126,10 +130,11 @@ class Tracker:
         return step / len(self.schedule)
 
     def __getstate__(self) -> dict[str, Any]:
-        # weak references and process groups do not pickle; without its pipeline a tracker goes by
-        # the timestep alone
+        # weak references and process groups do not pickle, and a scheduler would be no pipeline's:
+        # such a tracker goes by the timestep alone
         left = {
             "_pipe": None,
+            "_scheduler": None,
             "_sources": (),
             "_key": (),
             "_timestep": None,
@@ -146,6 +151,7 @@ class Tracker:
         pipe = None if self._pipe is None else self._pipe()
         if pipe is not None:
             new._pipe = weakref.ref(memo.get(id(pipe), pipe))
+        new._scheduler = memo.get(id(self._scheduler), self._scheduler)
         return new
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..kernels import window_attention, window_keys
 from ..kernels.counts import KeyCount
-from ..kernels.inputs import check_axes
+from ..kernels.inputs import check_axes, check_flag, check_positive, is_number
 from ..kernels.layout import TokenLayout
 from .base import EVERY_EDIT, AttnProcessor
 
@@ -50,9 +50,13 @@ class WindowAttnProcessor(AttnProcessor):
         self._drawn: str | None = None
         if self.window_size is not None:
             check_axes("window_size", self.window_size)
-        if not 0 <= self.shift < 1:
+        check_flag("wrap", self.wrap)
+        if not is_number(self.shift) or not 0 <= self.shift < 1:
             raise ValueError(f"shift must be a share of the window in [0, 1), got {self.shift!r}")
-        if self.seed is not None and self.shift:
+        if self.seed is None:
+            return
+        check_positive("seed", self.seed, least=0)
+        if self.shift:
             raise ValueError(f"seed draws the shift: give no shift={self.shift!r} beside it")
 
     @property

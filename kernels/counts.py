@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from itertools import product
+from itertools import accumulate, product
 from typing import NamedTuple
 
 __all__ = ["KeyCount", "mean_within"]
@@ -28,12 +30,29 @@ def mean_within(
 
     The square of a distance along each axis counts `weights` times.
     """
-    axes = [_gaps(*axis) for axis in zip(sizes, cells, units, strict=True)]
+    return _mean_within(*(tuple(axis) for axis in (sizes, cells, units)), reach, tuple(weights))
+
+
+# the layers of a model ask for the same few windows again and again
+@functools.lru_cache(maxsize=256)
+def _mean_within(
+    sizes: tuple[int, ...],
+    cells: tuple[int, ...],
+    units: tuple[int, ...],
+    reach: int,
+    weights: tuple[int, ...],
+) -> float:
+    *axes, last = [
+        [(weight * gap * gap, count) for gap, count in _gaps(*axis)]
+        for *axis, weight in zip(sizes, cells, units, weights, strict=True)
+    ]
+    last.sort()
+    squares = [square for square, _ in last]
+    within = [0, *accumulate(count for _, count in last)]
     total = 0
     for choice in product(*axes):
-        squares = (w * gap * gap for w, (gap, _) in zip(weights, choice, strict=True))
-        if sum(squares) < reach * reach:
-            total += _prod(count for _, count in choice)
+        left = reach * reach - sum(square for square, _ in choice)
+        total += _prod(count for _, count in choice) * within[bisect_left(squares, left)]
     return total / _prod(sizes)
 
 

@@ -131,6 +131,8 @@ def check_foveated(
         return None
     if levels > 1:
         raise ValueError(f"pool_weight takes levels=1, got levels={levels}")
+    if not isinstance(weight, torch.Tensor):
+        raise ValueError(f"pool_weight must be a tensor, got {weight!r}")
     shapes = ((pool, pool), (1, 1, 1, pool, 1, pool, 1))
     if tuple(weight.shape) not in shapes:
         raise ValueError(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from math import isfinite
+from numbers import Real
+from typing import Any
 
 import torch
 
@@ -12,9 +15,13 @@ from .layout import TokenLayout
 __all__ = [
     "HAS_TRITON",
     "check_axes",
+    "check_flag",
     "check_impl",
+    "check_impl_name",
+    "check_number",
     "check_positive",
     "check_tensors",
+    "is_number",
     "why_not_attention",
 ]
 
@@ -59,6 +66,24 @@ def check_positive(name: str, value: int, least: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether value is one finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def check_number(name: str, value: Any, least: float | None = None) -> None:
+    """Raise ValueError unless value is a finite number, and not below `least`."""
+    if not is_number(value) or (least is not None and value < least):
+        limit = "" if least is None else f" >= {least}"
+        raise ValueError(f"{name} must be a number{limit}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_axes(name: str, values: Sequence[int], least: int = 1) -> None:
     """Raise ValueError unless values are integers >= least for (frames, rows, columns)."""
     if not isinstance(values, Sequence) or len(values) != 3:
@@ -67,6 +92,12 @@ def check_axes(name: str, values: Sequence[int], least: int = 1) -> None:
         )
     for value in values:
         check_positive(name, value, least)
+
+
+def check_impl_name(impl: str | None) -> None:
+    """Raise ValueError unless impl is None or names an implementation."""
+    if impl not in (None, "reference", "torch", "triton"):
+        raise ValueError(f"impl must be None, 'reference', 'torch' or 'triton', got {impl!r}")
 
 
 def check_impl(
@@ -79,11 +110,10 @@ def check_impl(
     None means "triton" where q lies on a CUDA or ROCm device and `why_not_triton` has no reason
     against it, else "torch".
     """
+    check_impl_name(impl)
     if impl is None:
         on_gpu = q is not None and q.device.type == "cuda"
         return "triton" if on_gpu and not why_not_triton() else "torch"
-    if impl not in ("reference", "torch", "triton"):
-        raise ValueError(f"impl must be None, 'reference', 'torch' or 'triton', got {impl!r}")
     if impl == "triton" and (reason := why_not_triton()):
         raise NotImplementedError(f"impl='triton': {reason}")
     return impl

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 
 from .feature_maps import FeatureMap, FeatureMaps, identity_map, map_pair
-from .inputs import HAS_TRITON, check_impl, check_tensors
+from .inputs import HAS_TRITON, check_impl, check_number, check_tensors
 from .layout import TokenLayout
 from .partial import partial_attention
 from .reference import reference_linear
@@ -103,8 +103,7 @@ def check_linear(
         raise ValueError(
             "feature_map='identity' needs affine=True: negative features have no denominator"
         )
-    if not eps >= 0:
-        raise ValueError(f"eps must be >= 0, got {eps!r}")
+    check_number("eps", eps, least=0)
     return maps
 
 

@@ -83,7 +83,8 @@ def check_box(kernel_size: Sizes, dilation: Sizes, is_causal: Flags) -> None:
     """Raise ValueError unless the three options are over (frames, rows, columns)."""
     check_axes("kernel_size", kernel_size)
     check_axes("dilation", dilation)
-    if len(is_causal) != 3 or not all(isinstance(flag, bool) for flag in is_causal):
+    is_triple = isinstance(is_causal, Sequence) and len(is_causal) == 3
+    if not is_triple or not all(isinstance(flag, bool) for flag in is_causal):
         raise ValueError(
             f"is_causal must be three booleans (frames, rows, columns), got {is_causal!r}"
         )

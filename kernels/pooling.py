@@ -35,7 +35,7 @@ def pool_cells(
         for size, side in zip(sizes, cell, strict=True)
     ]
     tokens = counts[0][:, None, None] * counts[1][:, None] * counts[2]
-    kept = tokens.to(torch.float64) / prod(cell)
+    kept = tokens.to(torch.promote_types(x.dtype, torch.float32)) / prod(cell)
     return pooled / kept.to(x.dtype).unsqueeze(-1)
 
 

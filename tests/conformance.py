@@ -170,7 +170,7 @@ def _check_forecast(tiny, operator, always, drift):
         assert is_close(one, got) or (one - got).abs().max() <= 2 * drift, "batch of one equals two"
     skipped = {row.layer: row.forecast + row.reused for row in report.companions[0].layers}
     for row in report.layers:
-        calls = row.forwards + row.dense_forwards + skipped[row.layer]
+        calls = row.seen + skipped[row.layer]
         assert row.kind in LEFT_ALONE or row.reason or calls == report.forwards, "every call told"
     return report
 

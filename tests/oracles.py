@@ -58,5 +58,15 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, as MPS is."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if any(leaf.dtype == torch.float64 for leaf in _tensors(result)):
+            raise TypeError(f"{func} makes a float64 tensor")
+        return result
+
+
 def _tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -1,12 +1,14 @@
 """foveate.apply on stock pipelines: identity, any size, undo, no silence, compile, neighbours."""
 
 import copy
+import gc
 import json
 import logging
 import pickle
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.models.attention_processor import AttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import (
     FluxAttnProcessor,
@@ -16,12 +18,14 @@ from torch._dynamo.testing import CompileCounter
 
 from foveate.attn_processors import (
     AgentAttnProcessor,
+    BroadcastAttnProcessor,
     FoveatedAttnProcessor,
     LocalAttnProcessor,
     NeighborhoodAttnProcessor,
     SoftmaxAttnProcessor,
     WindowAttnProcessor,
     apply,
+    remove,
 )
 from foveate.attn_processors.redirect import Redirected
 from foveate.kernels import local_keys
@@ -312,6 +316,47 @@ def test_second_apply_is_refused(flux):
         assert torch.equal(flux(), want)
 
 
+@pytest.mark.parametrize("duplicate", [lambda pipe: pipe, copy.deepcopy], ids=["own", "copy"])
+@pytest.mark.parametrize("inner", [LOCAL, BroadcastAttnProcessor(LOCAL, window=(0, 1))])
+def test_remove_without_a_handle(inner, duplicate):
+    tiny = Tiny("flux")
+    dense = tiny()
+    apply(tiny.pipe, inner)
+    local, original = tiny(), tiny.pipe
+    tiny.pipe = duplicate(original)
+    remove(tiny.pipe)
+    assert {type(p) for p in tiny.model.attn_processors.values()} == {FluxAttnProcessor}
+    assert not tiny.model._forward_hooks
+    assert not tiny.model._forward_pre_hooks
+    assert torch.equal(tiny(), dense)
+    remove(tiny.pipe)
+    if tiny.pipe is not original:
+        tiny.pipe = original
+        assert torch.equal(tiny(), local)
+
+
+def test_remove_from_a_pickled_model(flux):
+    with apply(flux.model, LOCAL) as handle:
+        twin = pickle.loads(pickle.dumps(flux.model))
+        remove(twin)
+        assert {type(p) for p in twin.attn_processors.values()} == {FluxAttnProcessor}
+        assert not twin._forward_hooks
+        remove(flux.model)
+        assert {type(p) for p in flux.model.attn_processors.values()} == {FluxAttnProcessor}
+        assert len(handle.report().layers) == 2
+
+
+def test_second_apply_is_refused_where_fusing_took_the_first_off():
+    tiny = Tiny("sd")
+    apply(tiny.pipe, LOCAL)
+    tiny.pipe.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"already runs .* foveate.remove\(pipe\)"):
+        apply(tiny.pipe, LOCAL)
+    remove(tiny.pipe)
+    with apply(tiny.pipe, LOCAL):
+        tiny()
+
+
 def test_apply_after_the_stock_way_is_refused():
     tiny = Tiny("flux")
     tiny.model.set_attn_processor(LocalAttnProcessor(radius=3))
@@ -361,6 +406,30 @@ def test_steps_window(tiny):
     assert row.reason == "outside steps=(0.5, 1) (2x)"
     with apply(tiny.pipe, probe, steps=(0, 0.25)):
         assert not torch.equal(tiny(steps=4), changed)
+
+
+def test_the_schedule_outlives_the_pipeline():
+    """`from_pipe` makes a pipeline of the same parts, and people drop the first."""
+    tiny, probe = Tiny("flux"), GainAttnProcessor()
+    tiny.pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    apply(tiny.pipe, probe, steps=(0.5, 1))
+    tiny(steps=4)
+    calls = len(probe.calls)
+    tiny.pipe = FluxPipeline.from_pipe(tiny.pipe)
+    gc.collect()
+    tiny.pipe.set_progress_bar_config(disable=True)
+    tiny(steps=4)
+    assert len(probe.calls) == 2 * calls
+
+
+def test_what_holds_a_model_but_no_scheduler(sd):
+    class Holder:
+        unet = sd.model
+
+    holder = Holder()
+    with apply(holder, LOCAL, steps=(0.5, 1)) as handle:
+        sd()
+    assert rows_of(handle, kind="self", operator="local+dense")
 
 
 # no silence
@@ -503,6 +572,18 @@ def test_report_as_json(sd):
     assert {"needed", "visited"} == set(next(r["keys"] for r in fields["layers"] if r["keys"]))
 
 
+def test_a_processor_replaced_during_the_run_only(sd):
+    """As perturbed-attention guidance does."""
+    attention = sd.model.mid_block.attentions[0].transformer_blocks[0].attn1
+    with apply(sd.pipe, LOCAL) as handle:
+        ours = attention.processor
+        attention.set_processor(AttnProcessor2_0())
+        sd()
+        attention.set_processor(ours)
+        row = rows_of(handle, layer="mid_block.attentions.0.transformer_blocks.0.attn1")[0]
+    assert row.reason.endswith("or its processor was replaced during the run")
+
+
 # bad input
 
 
@@ -516,6 +597,12 @@ def test_report_as_json(sd):
         ({"steps": (0.5, 0.2)}, "steps must be .* got .0.5, 0.2."),
         ({"steps": (0, 50)}, "steps must be .* got .0, 50."),
         ({"steps": (0.5,)}, "steps must be"),
+        ({"steps": 0.5}, "steps must be .* got 0.5"),
+        ({"steps": ("a", "b")}, "steps must be .* got .'a', 'b'."),
+        ({"steps": (0, None)}, "steps must be .* got .0, None."),
+        ({"layers": 5}, "layers must be a pattern of layer names or a list of them, got 5"),
+        ({"layers": [5]}, "a pattern of layer names must be a string, got 5"),
+        ({"family": "flux"}, "family must be a foveate.Family .* got 'flux'"),
     ],
     ids=str,
 )
@@ -532,6 +619,8 @@ def test_bad_options(sd, options, message):
         ({}, "mapping of patterns to processors is empty"),
         ({"*": FluxAttnProcessor()}, "expected a foveate processor object"),
         ({"down_blocks.*": LOCAL, "nowhere": LOCAL}, "'nowhere' matches no attention layer"),
+        ({5: LOCAL}, "a pattern of layer names must be a string, got 5"),
+        ({"*": LOCAL, "mid*": LOCAL}, r"'mid\*' never applies: '\*' comes first"),
     ],
 )
 def test_bad_processors(sd, processor, message):
@@ -613,7 +702,8 @@ def test_ip_adapter_on_flux():
         attention.processor.scale = [0.0]
         assert not torch.equal(forward(), want)
     row = rows_of(handle, layer="transformer_blocks.0.attn")[0]
-    assert (row.operator, row.forwards) == ("softmax+dense", 2)
+    assert (row.operator, row.seen, row.forwards, row.dense_forwards) == ("softmax+dense", 2, 2, 2)
+    assert "2/2" in next(line for line in str(handle.report()).splitlines() if row.layer in line)
     assert row.reason == "queries and keys differ in number (2x)"
     assert attention.processor is adapter
     assert adapter.scale == [0.0]
@@ -627,9 +717,11 @@ def test_gradients_pass_and_checkpointing_agrees(flux):
 
     with apply(flux.model, LOCAL):
         want = gradient()
-        flux.model.train().enable_gradient_checkpointing()
+    flux.model.train().enable_gradient_checkpointing()
+    # anew: the very first forward looks at the operator's output, its recomputation does not
+    with apply(flux.model, LOCAL):
         again = gradient()
-        flux.model.eval().disable_gradient_checkpointing()
+    flux.model.eval().disable_gradient_checkpointing()
     flux.model.zero_grad()
     assert want.abs().sum() > 0
     assert torch.allclose(again, want, rtol=1e-4, atol=1e-6)

@@ -264,7 +264,7 @@ def test_it_compiles_into_one_graph():
         ({"feature_map": "gelu"}, "feature_map must be one of 'elu', 'relu'"),
         ({"feature_map": (elu_map,)}, "feature_map must be one of"),
         ({"feature_map": "identity"}, "needs affine=True"),
-        ({"eps": -1.0}, "eps must be >= 0, got -1.0"),
+        ({"eps": -1.0}, "eps must be a number >= 0, got -1.0"),
         ({"impl": "cuda"}, "impl must be"),
     ],
 )

@@ -1,4 +1,4 @@
-"""No operation of the fast path makes a tensor of N x N elements; the largest grows as N does."""
+"""The fast path makes no tensor of N x N elements (the largest grows as N does) and no float64."""
 
 import pytest
 import torch
@@ -7,11 +7,13 @@ from foveate.kernels import (
     TokenLayout,
     agent_attention,
     foveated_attention,
+    hybrid_attention,
+    linear_attention,
     local_attention,
     neighborhood_attention,
     window_attention,
 )
-from oracles import LargestTensor, make_qkv
+from oracles import LargestTensor, NoFloat64, make_qkv
 
 
 def largest(operator, side, requires_grad=False, **options):
@@ -53,3 +55,23 @@ def test_the_log_sees_a_dense_score_matrix():
     with LargestTensor() as log:
         local_attention(*make_qkv(layout, heads=1), layout=layout, radius=3, impl="reference")
     assert log.elements >= 32**4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        agent_attention,
+        foveated_attention,
+        hybrid_attention,
+        linear_attention,
+        local_attention,
+        neighborhood_attention,
+        window_attention,
+    ],
+)
+def test_float64_is_not_needed(operator, dtype):
+    layout = TokenLayout(text=3, grid=(1, 37, 31))  # that no cell or window divides
+    qkv = make_qkv(layout, dtype=dtype)
+    with NoFloat64():
+        assert operator(*qkv, layout=layout).dtype == dtype

@@ -374,9 +374,9 @@ def test_the_stock_way_without_weights(flux):
     [
         ({"feature_map": "gelu"}, "feature_map must be one of"),
         ({"feature_map": "identity"}, "needs affine=True"),
-        ({"eps": -1}, "eps must be >= 0, got -1"),
+        ({"eps": -1}, "eps must be a number >= 0, got -1"),
         ({"radius": 0}, "radius must be an integer >= 1, got 0"),
-        ({"gate": -0.5}, "gate must be >= 0, got -0.5"),
+        ({"gate": -0.5}, "gate must be a number >= 0, got -0.5"),
         ({"radius": 2, "affine": True}, "goes with neither affine nor rank_augment"),
         ({"weights": {}}, "weights must be LinearWeights, got dict"),
     ],

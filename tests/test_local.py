@@ -1,5 +1,7 @@
 """Local attention: oracle, limits, shapes, gradients, precision, refusals."""
 
+import time
+
 import pytest
 import torch
 
@@ -286,3 +288,11 @@ def test_a_named_impl_runs_or_raises():
         local_attention(*make_qkv(layout), layout=layout, impl="triton")
     with pytest.raises(ValueError, match="impl must be"):
         local_attention(*make_qkv(layout), layout=layout, impl="cuda")
+
+
+def test_counts_for_every_layer_of_a_video_take_no_time():
+    layout, radii = TokenLayout(text=300, grid=(21, 45, 80)), tuple(range(4, 28))
+    start = time.perf_counter()
+    for _ in range(40):
+        local_keys(layout, radii)
+    assert time.perf_counter() - start < 10  # a minute, when each was counted by itself

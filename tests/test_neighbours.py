@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from foveate.attn_processors import LocalAttnProcessor, apply, status
-from neighbour_steps import fuse_lora, load_lora, slice_attention, unfuse_lora, unload_lora
+from neighbour_steps import (
+    adapt_image_prompt,
+    forget_image_prompt,
+    fuse,
+    fuse_lora,
+    load_lora,
+    slice_attention,
+    unfuse,
+    unfuse_lora,
+    unload_lora,
+)
 from neighbours import LOCAL, NEIGHBOURS, NOT_UNDONE, ORDERS, WORKS, check, put, put_softmax
 from neighbours import picture as picture_after
 from tiny_families import TinyFamily
@@ -73,6 +84,22 @@ def test_lora_fused_and_unloaded_under_the_operator():
         torch.testing.assert_close(tiny(), picture_after("flux", put)[0], rtol=1e-4, atol=2e-5)
     # fusing and unfusing rounds the weights
     assert torch.equal(tiny(), picture_after("flux", fuse_lora, unfuse_lora)[0])
+
+
+@pytest.mark.parametrize("order", [("do", "remove", "undo"), ("do", "undo", "remove")])
+@pytest.mark.parametrize(
+    ("do", "undo"), [(fuse, unfuse), (adapt_image_prompt, forget_image_prompt)]
+)
+def test_nothing_of_ours_stays_where_diffusers_changes_processors(do, undo, order):
+    tiny = TinyFamily("sd")
+    dense = tiny()
+    handle = apply(tiny.pipe, LOCAL)
+    steps = {"do": lambda: do(tiny), "undo": lambda: undo(tiny), "remove": handle.remove}
+    for step in order:
+        steps[step]()
+    assert {type(p) for p in tiny.model.attn_processors.values()} == {AttnProcessor2_0}
+    torch.testing.assert_close(tiny(), dense, rtol=1e-5, atol=1e-5)
+    tiny.model.set_default_attn_processor()
 
 
 # status

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from foveate.attn_processors import (
     AgentAttnProcessor,
     FoveatedAttnProcessor,
+    LinearAttnProcessor,
     LocalAttnProcessor,
     NeighborhoodAttnProcessor,
     SoftmaxAttnProcessor,
@@ -20,6 +21,7 @@ from foveate.attn_processors import (
 )
 from foveate.kernels import TokenLayout, local_keys
 from probes import GainAttnProcessor
+from tiny_families import TinyFamily
 from tiny_pipelines import Tiny
 
 OPERATORS = [
@@ -109,6 +111,13 @@ def test_a_radius_for_each_head(flux):
     assert {row.keys for row in handle.report().layers} == {local_keys(layout, (5, 2))}
 
 
+def test_a_radius_for_each_head_where_the_layer_says_num_heads():
+    tiny = TinyFamily("kandinsky5")
+    with apply(tiny.pipe, LocalAttnProcessor(radius=(1, 3)), strict=True) as handle:
+        tiny()
+    assert sum(row.operator == "local" for row in handle.report().layers) == 2
+
+
 def test_radii_for_other_heads_are_refused(flux):
     want = flux()
     message = r"attn has 2 heads, but radius=\(2, 5, 3\) is for 3; map each pattern of layers"
@@ -163,6 +172,14 @@ def test_rotated_plain_attention_is_refused():
     rotary = (torch.ones(12, 8), torch.zeros(12, 8))
     with pytest.raises(NotImplementedError, match="cannot tell the stock processor"):
         attention(torch.randn(1, 12, 16), image_rotary_emb=rotary)
+
+
+def test_joint_attention_without_rotary_embedding_is_refused():
+    """CogVideoX-2B and LuminaNext hand text to an `Attention` not made for cross-attention."""
+    attention = Attention(query_dim=16, heads=2, dim_head=8)
+    attention.set_processor(LocalAttnProcessor(radius=3, grid=(3, 4)))
+    with pytest.raises(NotImplementedError, match="cannot tell the stock processor.*foveate.apply"):
+        attention(torch.randn(1, 12, 16), encoder_hidden_states=torch.randn(1, 5, 16))
 
 
 def test_masked_self_attention_is_refused():
@@ -244,6 +261,21 @@ def test_repr_shows_what_is_set():
         ),
         (lambda: FoveatedAttnProcessor(levels=0), "levels must be an integer >= 1, got 0"),
         (lambda: LocalAttnProcessor(radius=(4, 0)), "radius must be an integer >= 1, got 0"),
+        (lambda: LocalAttnProcessor(grid=64), r"grid must be .* got 64"),
+        (lambda: LocalAttnProcessor(grid=(True, 8)), r"grid must be .* got \(True, 8\)"),
+        (lambda: LocalAttnProcessor(impl="tritn"), "impl must be .* got 'tritn'"),
+        (lambda: SoftmaxAttnProcessor(impl="tritn"), "impl must be .* got 'tritn'"),
+        (lambda: FoveatedAttnProcessor(mass="no"), "mass must be True or False, got 'no'"),
+        (lambda: FoveatedAttnProcessor(pool_weight=[[1.0]]), "pool_weight must be a tensor, got"),
+        (lambda: AgentAttnProcessor(shortcut="a"), "shortcut must be a number, got 'a'"),
+        (lambda: AgentAttnProcessor(scale2_exponent=None), "scale2_exponent must be a number, got"),
+        (lambda: LinearAttnProcessor(gate="a"), "gate must be a number >= 0, got 'a'"),
+        (lambda: LinearAttnProcessor(gate=torch.ones(4)), "gate must be a number >= 0, got tensor"),
+        (lambda: LinearAttnProcessor(gate=float("nan")), "gate must be a number >= 0, got nan"),
+        (lambda: LinearAttnProcessor(eps="a"), "eps must be a number >= 0, got 'a'"),
+        (lambda: NeighborhoodAttnProcessor(is_causal=True), "is_causal must be .* got True"),
+        (lambda: WindowAttnProcessor(shift="a"), "shift must be a share .* got 'a'"),
+        (lambda: WindowAttnProcessor(seed="a"), "seed must be an integer >= 0, got 'a'"),
         (lambda: AgentAttnProcessor(agents=0), "agents must be an integer >= 1, got 0"),
         (
             lambda: NeighborhoodAttnProcessor(kernel_size=(7, 7)),

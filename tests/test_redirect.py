@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ def test_wrapped_call_is_refused():
 
     with pytest.raises(NotImplementedError, match="Wrapped.__call__ is wrapped or closes over"):
         redirected_class(Wrapped)
+
+
+class Margin(AttnProcessor2_0):
+    def __call__(self, attn, hidden_states, **arguments):
+        note = """a string
+at the margin"""
+        self.seen = note, sys._getframe().f_lineno
+        return F.scaled_dot_product_attention(hidden_states, hidden_states, hidden_states)
+
+
+def test_strings_and_lines_stay_as_they_are():
+    x = torch.randn(1, 2, 5, 8)
+    stock, ours = Margin(), redirect(Margin(), leave_dense)
+    assert torch.equal(ours(None, x), stock(None, x))
+    assert ours.seen == stock.seen
 
 
 def test_globals_and_file_are_the_stock_ones():

@@ -1,5 +1,8 @@
 """Pipelines with two denoisers (Wan 2.2): one handle covers both, or the call says why not."""
 
+import copy
+import json
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from foveate.attn_processors import (
     LocalAttnProcessor,
     SoftmaxAttnProcessor,
     apply,
+    remove,
     status,
 )
 
@@ -122,6 +126,28 @@ def test_report_is_of_one_run_for_both(wan):
         first, second = handle.reports()
     assert (first.forwards, second.forwards) == (2 * STEPS, 0)
     assert [row.operator for row in second.layers if row.kind == "self"] == ["-", "-"]
+
+
+def test_reports_as_json_have_one_shape(wan):
+    with apply(wan.pipe, LOCAL) as handle:
+        wan(STEPS)
+    first = json.loads(handle.report().to_json())
+    second = first["companions"][0]
+    assert first.keys() == second.keys()
+    assert [one["denoiser"] for one in (first, second)] == list(NAMES)
+    for report in (first, second):
+        rows = [row for row in report["layers"] if row["kind"] == "self"]
+        assert all(row["keys"].keys() == {"needed", "visited"} for row in rows)
+
+
+def test_a_copy_of_one_leaves_the_other(wan):
+    with apply(wan.pipe, LOCAL):
+        memo = {}
+        copied = copy.deepcopy(wan.pipe.transformer, memo)
+        assert id(wan.pipe.transformer_2) not in memo
+        remove(copied)
+        remove(wan.pipe)
+        assert not wan.pipe.transformer_2._forward_hooks
 
 
 def test_an_error_on_the_second_undoes_the_first(wan):

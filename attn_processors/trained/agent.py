@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from ..hosts import heads_of
 from .layers import LayerWeights, TrainedLayer
 
 __all__ = ["AgentLayer", "AgentWeights"]
@@ -52,15 +53,16 @@ class AgentLayer(TrainedLayer):
         """The parts named, of PARTS, at zero."""
         cls.check_parts(parts)
         like = attn.to_q.weight
-        whole = cls.zeros(attn.heads, like.shape[0] // attn.heads, side, conv_side)
+        heads = heads_of(attn)
+        whole = cls.zeros(heads, like.shape[0] // heads, side, conv_side)
         layer = cls(**{name: value for name, value in whole.parts().items() if name in parts})
         return layer.to(device=like.device, dtype=like.dtype)
 
     def differences(self, name: str, attn: nn.Module) -> list[str]:
         return [
-            f"{name}: {part} is for {len(value)} heads, but the layer has {attn.heads}"
+            f"{name}: {part} is for {len(value)} heads, but the layer has {heads_of(attn)}"
             for part, value in self.named_parameters()
-            if len(value) != attn.heads
+            if len(value) != heads_of(attn)
         ]
 
     def parts(self) -> dict[str, torch.Tensor | None]:

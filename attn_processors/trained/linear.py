@@ -15,6 +15,7 @@ from torch import nn
 
 from ...kernels import TokenLayout, depthwise_residual
 from ...kernels.feature_maps import hedgehog_map
+from ..hosts import heads_of
 from .layers import LayerWeights
 from .projections import PROJECTIONS, Projections, copied
 
@@ -136,7 +137,7 @@ class LinearLayer(Projections):
         `mid_dim` as in `from_attention`. "maps": Hedgehog's. "gate": at `gate` for every head.
         """
         cls.check_parts(parts)
-        like, heads = attn.to_q.weight, attn.heads
+        like, heads = attn.to_q.weight, heads_of(attn)
         width, inputs = like.shape
         made = copied(attn, parts)
         if "g" in parts:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hosts import heads_of
 from .layers import TrainedLayer
 
 __all__ = ["PROJECTIONS", "Projected", "Projections", "bare", "copied"]
@@ -56,9 +57,9 @@ class Projections(TrainedLayer):
             if getattr(self, part) is not None
             and _shape(_linear(attn, part)) != _shape(_linear(self, part))
         ]
-        if self.heads is not None and self.heads != attn.heads:
+        if self.heads is not None and self.heads != heads_of(attn):
             found.append(
-                f"{name} has {attn.heads} heads in this model and {self.heads} in the weights"
+                f"{name} has {heads_of(attn)} heads in this model and {self.heads} in the weights"
             )
         return found
 
