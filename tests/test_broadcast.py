@@ -159,6 +159,12 @@ def test_t2_rows_equal_the_closed_form(pixart, n):
             assert row.computed == row.row.count("#")
 
 
+@pytest.mark.parametrize("window", [5, None, (850, 100), (1, 2, 3)])
+def test_t2_a_window_is_two_timesteps(window):
+    with pytest.raises(ValueError, match="window must be timesteps .low, high. with low < high"):
+        PabPlan(window=window)
+
+
 def test_t2_presets_are_the_published_ones():
     latte = PabPlan.preset("latte")
     assert (latte.spatial, latte.temporal, latte.cross, latte.window) == (2, 3, 6, (100, 800))

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ...kernels.broadcast import store_of
-from ..hosts import check_pattern, denoisers_of, matches, set_processor
+from ..hosts import check_pattern, denoisers_of, matches, pattern_list, set_processor
 from ..layer import Layer
 from ..layouts import attention_layers
 from ..redirect import Redirected
@@ -227,7 +227,7 @@ def layer_kinds(model: nn.Module, layers: str | Sequence[str] | None) -> dict[st
     """{layer: kind} of the layers asked for."""
     every = {name: kind_of(model, name, m) for name, m in attention_layers(model).items()}
     kinds = {name: kind for name, kind in every.items() if kind != "text"}
-    patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    patterns = pattern_list(layers)
     for pattern in patterns:
         check_pattern(pattern, every, kinds, "text refiners are not broadcast")
     chosen = {n: k for n, k in kinds.items() if any(matches(n, p) for p in patterns)}

@@ -37,7 +37,8 @@ class PabPlan(Plan):
         for name in ("spatial", "temporal", "cross"):
             if getattr(self, name) is not None:
                 check_every(name, getattr(self, name))
-        if len(self.window) != 2 or not self.window[0] < self.window[1]:
+        is_pair = isinstance(self.window, (tuple, list)) and len(self.window) == 2
+        if not is_pair or not self.window[0] < self.window[1]:
             raise ValueError(
                 f"window must be timesteps (low, high) with low < high, got {self.window!r}"
             )

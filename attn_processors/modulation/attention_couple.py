@@ -18,8 +18,8 @@ from collections.abc import Mapping
 import torch
 
 from ...kernels.coverage import Region
+from ...kernels.inputs import is_number
 from .base import Modulation
-from .options import is_number
 from .plan import Branch, Extra, GroupedKeys, Plan
 from .regions import read_region, refuse_overlap
 from .scene import Scene

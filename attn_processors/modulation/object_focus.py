@@ -16,8 +16,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from ...kernels.inputs import is_number
 from .base import Modulation
-from .options import is_number
 from .plan import GroupedKeys, Plan
 from .scene import Scene
 from .site import Site

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 
+from ...kernels.inputs import is_number
 from .scene import Scene
 
-__all__ = ["is_number", "read_strengths"]
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite real number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+__all__ = ["read_strengths"]
 
 
 def read_strengths(scene: Scene, strengths: object) -> dict[str, float]:

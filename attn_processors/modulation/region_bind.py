@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from ...kernels.inputs import is_number
 from .base import Modulation
-from .options import is_number
 from .plan import GroupedKeys, LowRank, Plan
 from .regions import refuse_overlap
 from .scene import Scene

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from ...kernels.inputs import is_number
 from .base import Modulation
-from .options import is_number
 from .plan import GroupedKeys, Plan
 from .site import Site
 
