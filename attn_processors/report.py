@@ -86,7 +86,7 @@ class Report:
             "of dense",
             "dense because",
         )
-        table = [header, *(_cells(row) for row in self.layers)]
+        table = [header, *_joined(self.layers)]
         widths = [max(len(cells[i]) for cells in table) for i in range(len(header))]
         lines = (
             "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
@@ -110,9 +110,21 @@ def _plain(value: object) -> object:
     return value
 
 
+def _joined(layers: Sequence[LayerReport]) -> list[tuple[str, ...]]:
+    """The lines of a table, one for all layers in which the same happened."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in layers:
+        alike.setdefault(_cells(row), []).append(row.layer)
+    return [(_names(names), *cells) for cells, names in alike.items()]
+
+
+def _names(layers: Sequence[str]) -> str:
+    first, *others = layers
+    return f"{first} and {len(others)} more" if others else first
+
+
 def _cells(row: LayerReport) -> tuple[str, ...]:
     return (
-        row.layer,
         row.kind,
         row.operator,
         f"{row.forwards}/{row.seen}" if row.seen else "",
