@@ -42,7 +42,9 @@ quality: $(STAMP)
 
 # an hour; writes the tables and plots of docs/broadcast.md and goes on where it stopped
 broadcast-study: $(STAMP)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study
+	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study --models sd
+	@HF_HUB_OFFLINE=1 $(BIN)/python -P -m foveate.pipelines.broadcast.study --models flux \
+		--refine-on 16 --tries 40
 
 # an hour; writes the tables of docs/modulation.md and goes on where it stopped.
 # ARGS='--number 20 --steps 10 --page PATH' is a first look
