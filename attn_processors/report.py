@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels.columns import columns
 from ..kernels.counts import KeyCount
 from .guard import IN_GRAPH, is_finite, run_again
 from .layer import Layer
@@ -86,12 +87,7 @@ class Report:
             "of dense",
             "dense because",
         )
-        table = [header, *_joined(self.layers)]
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(header))]
-        lines = (
-            "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
-            for cells in table
-        )
+        lines = columns([header, *_joined(self.layers)])
         return "\n".join((title, *lines, *map(str, self.companions)))
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from ..kernels import TokenLayout
+from ..kernels.columns import columns
 from ..kernels.counts import KeyCount
 
 __all__ = ["LayerRecord", "Recorder"]
@@ -87,7 +88,7 @@ class Recorder:
             lines += [
                 f"{self.model}: ran in {ran} of {len(layers)} layers, {self.forwards} forwards",
                 "",
-                *_table([_HEADER, *_rows(layers)]),
+                *columns([_HEADER, *_rows(layers)]),
             ]
             if self.cross_calls:
                 lines += ["", f"{self.cross_calls} calls of cross-attention, without operators."]
@@ -109,11 +110,3 @@ def _rows(layers: list[LayerRecord]) -> list[tuple[str, ...]]:
         names = ((str(first.number), str(last.number)), (first.block, last.block))
         rows.append((*(a if a == b else f"{a} to {b}" for a, b in names), *cells))
     return rows
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -7,22 +7,23 @@ from typing import Any
 
 from .inputs import is_number
 
-__all__ = ["check_fractions", "check_window", "is_within"]
+__all__ = ["check_fractions", "check_window", "is_pair", "is_within"]
 
 
 def check_fractions(name: str, window: tuple[float, float]) -> None:
     """Raise ValueError unless `window` is (start, end) in fractions of the run."""
-    if not _is_pair(window) or not 0 <= window[0] < window[1] <= 1:
+    if not is_pair(window) or not 0 <= window[0] < window[1] <= 1:
         raise ValueError(f"{name} must be (start, end) with 0 <= start < end <= 1, got {window!r}")
 
 
 def check_window(steps: tuple[float, float]) -> None:
     """Raise ValueError unless `steps` is a window that may be empty."""
-    if not _is_pair(steps) or not 0 <= steps[0] <= steps[1] <= 1:
+    if not is_pair(steps) or not 0 <= steps[0] <= steps[1] <= 1:
         raise ValueError(f"steps must be (start, end) with 0 <= start <= end <= 1, got {steps!r}")
 
 
-def _is_pair(window: Any) -> bool:
+def is_pair(window: Any) -> bool:
+    """Whether it is two numbers."""
     return isinstance(window, Sequence) and len(window) == 2 and all(map(is_number, window))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from ...kernels.broadcast import COMPUTE, FORECAST, LEGEND, MIN_EVALUATIONS, check_row
+from ...kernels.inputs import is_number
 from ..fingerprint import fingerprint
 from .curves import Curves
 from .plan import Plan, check_layers, too_few, unknown_layers
@@ -54,14 +55,14 @@ class CalibratedPlan(Plan):
     checked: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.share, (int, float)) and 0 < self.share <= 1):
+        if not (is_number(self.share) and 0 < self.share <= 1):
             raise ValueError(f"share must be in (0, 1], got {self.share!r}")
         if self.refined:
             self._check_refined()
 
     def _check_refined(self) -> None:
-        kinds = set(self.curves.layers.values())
-        if set(self.refined) != kinds:
+        kinds = self.curves.kinds
+        if set(self.refined) != set(kinds):
             raise ValueError(
                 f"refined must have a row for each kind of {sorted(kinds)}, "
                 f"got {sorted(self.refined)}"

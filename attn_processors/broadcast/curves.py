@@ -60,8 +60,13 @@ class Curves:
         for weights in (self.weight, self.forecast_weight):
             if {len(weight) for weight in weights.values()} != {n}:
                 raise ValueError(f"weights must have {n} values, one for each evaluation")
-            if set(weights) != set(self.layers.values()):
-                raise ValueError(f"weights must be of {sorted(set(self.layers.values()))}")
+            if set(weights) != set(self.kinds):
+                raise ValueError(f"weights must be of {sorted(self.kinds)}")
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of the layers, each once."""
+        return list(dict.fromkeys(self.layers.values()))
 
     @property
     def share_of_time(self) -> float:
@@ -100,7 +105,7 @@ class Curves:
         own = np.asarray(self.timesteps)
         new = np.full((len(self.layers), len(times), MAX_LAG), np.inf)
         distances, known = _lags(own), np.isfinite(self.reuse[0])
-        source = _nearest(known.any(1))
+        source, denoiser = _nearest(known.any(1)), self._denoiser_at(times)
         for lag in range(1, min(MAX_LAG, len(times) - 1) + 1):
             asked = _spaced(times, lag)  # [n - lag]
             by_own = np.zeros((len(self.layers), len(own), len(asked)))
@@ -111,9 +116,7 @@ class Curves:
             by_own = by_own[:, source]
             for place, t in enumerate(times[lag:]):
                 new[:, lag + place, lag - 1] = _between(self.timesteps, by_own[..., place], t)
-        for j, lag in np.ndindex(new.shape[1:]):
-            if self._changes_model(times[max(j - lag - 1, 0)], times[j]):
-                new[:, j, lag] = np.inf
+            new[:, lag:, lag - 1][:, denoiser[lag:] != denoiser[:-lag]] = np.inf
         return new
 
     def _forecast_at(self, times: np.ndarray) -> np.ndarray:
@@ -126,21 +129,22 @@ class Curves:
         curvature = ratio.sum((2, 3)) / np.maximum(count, 1)
         curvature = curvature[:, _nearest(count[0] > 0)]
         at_new = _between(self.timesteps, curvature, times)  # [L, m]
-        product = _product(times)
-        for j, lag, gap in np.ndindex(product.shape):
-            if self._changes_model(times[max(j - lag - gap - 2, 0)], times[j]):
-                product[j, lag, gap] = 0
+        product, denoiser = _product(times), self._denoiser_at(times)
+        for lag, gap in np.ndindex(product.shape[1:]):
+            back = lag + gap + 2
+            product[back:, lag, gap][denoiser[back:] != denoiser[:-back]] = 0
         return np.where(product > 0, at_new[..., None, None] * product, np.inf)
 
-    def _changes_model(self, start: float, end: float) -> bool:
-        """Whether a second denoiser takes over between these times.
+    def _denoiser_at(self, times: np.ndarray) -> np.ndarray:
+        """[m]: which denoiser runs at these times, by number.
 
-        Taken to be halfway between the evaluations measured. What is read one evaluation too early
-        is not there, and the layer computes.
+        One is taken to follow another halfway between the evaluations measured. What is read one
+        evaluation too early is not there, and the layer computes.
         """
+        own = np.asarray(self.timesteps)
         starts = 1 + np.flatnonzero(np.isinf(self.reuse[0, 1:, 0]))
-        handovers = [(self.timesteps[j - 1] + self.timesteps[j]) / 2 for j in starts]
-        return any((start > t) != (end > t) for t in handovers)
+        handovers = (own[starts - 1] + own[starts]) / 2
+        return (times[:, None] > handovers).sum(1)
 
 
 def rounded(value: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ...kernels.broadcast import COMPUTE, FORECAST, REUSE, check_every
+from ...kernels.schedule import is_pair
 from .plan import Plan
 from .schedule import Schedule
 
@@ -37,8 +38,7 @@ class PabPlan(Plan):
         for name in ("spatial", "temporal", "cross"):
             if getattr(self, name) is not None:
                 check_every(name, getattr(self, name))
-        is_pair = isinstance(self.window, (tuple, list)) and len(self.window) == 2
-        if not is_pair or not self.window[0] < self.window[1]:
+        if not is_pair(self.window) or not self.window[0] < self.window[1]:
             raise ValueError(
                 f"window must be timesteps (low, high) with low < high, got {self.window!r}"
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...kernels.broadcast import COMPUTE, CORRECT, FORECAST, LEGEND, REUSE
+from ...kernels.columns import columns
 from .controller import Controller, predicted_bytes
 
 __all__ = ["BroadcastLayer", "BroadcastReport", "report_of"]
@@ -116,11 +117,7 @@ def _row(controller: Controller, layer: str, kind: str, reason: str) -> Broadcas
 
 def _table(layers: Sequence[BroadcastLayer]) -> list[str]:
     header = ("layer", "kind", "computed", "of", "bytes", LEGEND)
-    cells = [header, *(_cells(row) for row in layers)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-    return [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells
-    ]
+    return columns([header, *map(_cells, layers)])
 
 
 def _cells(row: BroadcastLayer) -> tuple[str, ...]:

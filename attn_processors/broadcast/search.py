@@ -51,7 +51,7 @@ def search(
 
     Where no rows compute so little: ValueError, or the least there is unless `is_strict`.
     """
-    kinds = list(dict.fromkeys(curves.layers.values()))
+    kinds = curves.kinds
     places = [[i for i, k in enumerate(curves.layers.values()) if k == kind] for kind in kinds]
     each = _prices(curves, use_cost)
     prices = np.array([each[own].sum() for own in places]) / each.sum()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...kernels.columns import columns
 from .lowering import Lowered
 
 __all__ = ["Explanation", "LayerExplanation", "Record"]
@@ -41,13 +42,7 @@ class Explanation:
 
     def __str__(self) -> str:
         header = ("layer", "kind", "did", "calls", "extra MB", "left alone")
-        table = [header, *(_cells(row) for row in self.layers)]
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(header))]
-        rows = [
-            "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
-            for cells in table
-        ]
-        return "\n".join([*rows, *self.idle])
+        return "\n".join([*columns([header, *map(_cells, self.layers)]), *self.idle])
 
 
 def _cells(row: LayerExplanation) -> tuple[str, ...]:

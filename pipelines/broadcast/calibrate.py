@@ -14,8 +14,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -33,12 +32,13 @@ from ...attn_processors.broadcast.schedule import read_schedule
 from ...attn_processors.fingerprint import fingerprint
 from ...attn_processors.hosts import denoisers_of
 from ...kernels.broadcast import COMPUTE, FORECAST, MIN_EVALUATIONS, REUSE
+from ...kernels.inputs import check_positive, is_number
 from .record import WHOLE, Recording, layer_seconds
 from .refine import quality
 from .refine import refine as refine_rows
 from .runs import Runs, psnr
 
-__all__ = ["calibrate", "measure"]
+__all__ = ["calibrate", "measure", "timed"]
 
 _EVERY = 3  # evaluations between two of step 2
 _HALVINGS = 6
@@ -98,17 +98,14 @@ def calibrate(
         plan = _least_share(plan, tried, psnr_goal)
     if refine:
         plan = refine_rows(plan, runs, refine, tried)
-    return plan if tried is None else _checked(plan, tried, tried.pictures())
+    return plan if tried is None else _checked(plan, tried)
 
 
 def measure(runs: Runs) -> Curves:
     """Steps 1 and 2: the curves of a pipeline."""
     models = list(denoisers_of(runs.pipe, "calibrate")[0].values())
     kinds = _shared_kinds(models)
-    with ExitStack() as timing:
-        timed = [timing.enter_context(layer_seconds(model)) for model in models]
-        exact = runs.latents()
-    taken = [seconds() for seconds in timed]
+    exact, seconds, forward_seconds = timed(runs, kinds)
     timesteps = read_schedule(runs.pipe.scheduler).timesteps
     if len(timesteps) < MIN_EVALUATIONS:
         raise ValueError(
@@ -128,10 +125,27 @@ def measure(runs: Runs) -> Curves:
         forecast=forecast,
         weight=_weights(runs, exact, kinds, REUSE, reuse[..., 0]),
         forecast_weight=_weights(runs, exact, kinds, FORECAST, forecast[..., 0, 0]),
-        seconds=rounded(np.array([_mean_seconds(taken, name) for name in kinds])),
+        seconds=rounded(seconds),
         num_bytes=rounded(np.array(num_bytes, dtype=float)),
-        forward_seconds=float(rounded(np.array(_mean_seconds(taken, WHOLE)))),
+        forward_seconds=float(rounded(np.array(forward_seconds))),
     )
+
+
+def timed(runs: Runs, layers: Iterable[str]) -> tuple[torch.Tensor, np.ndarray, float]:
+    """Final latents, seconds of a call of each layer [L], and of a forward of the model.
+
+    Of two denoisers, means over those that ran.
+    """
+    with ExitStack() as timing:
+        models = denoisers_of(runs.pipe, "timed")[0].values()
+        seconds = [timing.enter_context(layer_seconds(model)) for model in models]
+        latents = runs.latents()
+    taken = [of_model() for of_model in seconds]
+
+    def mean(name: str) -> float:
+        return float(np.mean([of_model[name] for of_model in taken if name in of_model]))
+
+    return latents, np.array([mean(layer) for layer in layers]), mean(WHOLE)
 
 
 def _shared_kinds(models: Sequence[torch.nn.Module]) -> dict[str, str]:
@@ -167,11 +181,6 @@ def _errors(
     return [np.min(of_arm, axis=0) for of_arm in zip(*found, strict=True)]
 
 
-def _mean_seconds(taken: Sequence[Mapping[str, float]], name: str) -> float:
-    """Over the denoisers that ran."""
-    return float(np.mean([seconds[name] for seconds in taken if name in seconds]))
-
-
 def _weights(
     runs: Runs, exact: torch.Tensor, kinds: Mapping[str, str], arm: str, errors: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -198,20 +207,20 @@ def _weights(
 
 def _least_share(plan: CalibratedPlan, tried: Runs, goal: float) -> CalibratedPlan:
     """The plan with the smallest share of the calls whose held-out pictures reach the goal."""
-    exact = tried.pictures()
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (low + high) / 2
         try:
-            found = quality(replace(plan, share=share), tried, exact).mean()
+            found = quality(replace(plan, share=share), tried).mean()
         except ValueError:  # fewer calls than the longest gaps leave
             found = -np.inf
         low, high = (low, share) if found >= goal else (share, high)
     return replace(plan, share=high)
 
 
-def _checked(plan: CalibratedPlan, tried: Runs, exact: np.ndarray) -> CalibratedPlan:
+def _checked(plan: CalibratedPlan, tried: Runs) -> CalibratedPlan:
     """The plan with what it does on held-out prompts: dB, least dB, share of calls computed."""
+    exact = tried.dense
     with broadcast(tried.pipe, plan) as handle:
         values = psnr(tried.pictures(), exact)
         share = handle.report().computed_share
@@ -227,12 +236,11 @@ def _check(
         raise ValueError(f"prompts must be a list of at least one prompt, got {prompts!r}")
     if isinstance(held_out, str):
         raise ValueError(f"held_out must be a list of prompts, got {held_out!r}")
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
+    check_positive("steps", steps)
     if not isinstance(refine, int) or refine < 0:
         raise ValueError(f"refine must be a number of runs, 0 for none, got {refine!r}")
-    if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes < 0):
-        raise ValueError(f"max_bytes must be an integer >= 0, got {max_bytes!r}")
+    if max_bytes is not None:
+        check_positive("max_bytes", max_bytes, least=0)
 
 
 def _check_asked(
@@ -243,9 +251,9 @@ def _check_asked(
     if len(given) != 1:
         raise ValueError(f"give one of calls, cost and psnr_goal, got {given or 'none'}")
     for name in ("calls", "cost"):
-        if asked[name] is not None and not 0 < asked[name] <= 1:
+        if asked[name] is not None and not (is_number(asked[name]) and 0 < asked[name] <= 1):
             raise ValueError(f"{name} must be a share in (0, 1], got {asked[name]!r}")
-    if psnr_goal is not None and not math.isfinite(psnr_goal):
+    if psnr_goal is not None and not is_number(psnr_goal):
         raise ValueError(f"psnr_goal must be a number of dB, got {psnr_goal!r}")
     if psnr_goal is not None and not held_out:
         raise ValueError("psnr_goal is reached on other prompts; give held_out")

@@ -34,40 +34,36 @@ def peers(pipe: DiffusionPipeline) -> dict[str, Peer]:
                 found[f"DeepCache, interval {n}"] = partial(_deep_cache, interval=n)
         return found
     for n in (2, 3, 5):
-        found[f"diffusers' hook ({n})"] = partial(_diffusers, config=partial(_pab, spatial=n))
         taylor = TaylorSeerCacheConfig(cache_interval=n, disable_cache_before_step=3)
-        found[f"diffusers' TaylorSeer ({n})"] = partial(
-            _diffusers, config=lambda _, own=taylor: own
-        )
+        found[f"diffusers' hook ({n})"] = partial(_hook, spatial=n)
+        found[f"diffusers' TaylorSeer ({n})"] = partial(_diffusers, config=taylor)
     for x in (0.1, 0.2):
         first = FirstBlockCacheConfig(threshold=x)
-        name = f"diffusers' FirstBlockCache ({x})"
-        found[name] = partial(_diffusers, config=lambda _, own=first: own)
+        found[f"diffusers' FirstBlockCache ({x})"] = partial(_diffusers, config=first)
     if find_spec("cache_dit") is not None:
         for x in (0.12, 0.24, 0.48):
             found[f"cache-dit, threshold {x}"] = partial(_cache_dit, threshold=x)
     return found
 
 
-@contextmanager
-def _diffusers(
-    pipe: DiffusionPipeline, config: Callable[[DiffusionPipeline], object]
-) -> Iterator[None]:
-    """A cache of diffusers' own, by its configuration for the pipeline."""
-    pipe.transformer.enable_cache(config(pipe))
-    try:
-        yield
-    finally:
-        pipe.transformer.disable_cache()
-
-
-def _pab(pipe: DiffusionPipeline, spatial: int) -> PyramidAttentionBroadcastConfig:
-    """Pyramid attention broadcast; `spatial` is its skip range."""
-    return PyramidAttentionBroadcastConfig(
+def _hook(pipe: DiffusionPipeline, spatial: int) -> AbstractContextManager[None]:
+    """diffusers' own pyramid attention broadcast; `spatial` is its skip range."""
+    config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=spatial,
         spatial_attention_timestep_skip_range=(100, 850),
         current_timestep_callback=lambda: pipe.current_timestep,
     )
+    return _diffusers(pipe, config)
+
+
+@contextmanager
+def _diffusers(pipe: DiffusionPipeline, config: object) -> Iterator[None]:
+    """A cache of diffusers' own."""
+    pipe.transformer.enable_cache(config)
+    try:
+        yield
+    finally:
+        pipe.transformer.disable_cache()
 
 
 @contextmanager

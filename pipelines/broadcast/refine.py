@@ -48,12 +48,12 @@ def refine(
     refined = trials.plan_with(best)
     if held_out is None:
         return refined
-    exact = held_out.pictures()
-    return max(plan, refined, key=lambda either: quality(either, held_out, exact).mean())
+    return max(plan, refined, key=lambda either: quality(either, held_out).mean())
 
 
-def quality(plan: CalibratedPlan, runs: Runs, exact: np.ndarray) -> np.ndarray:
+def quality(plan: CalibratedPlan, runs: Runs) -> np.ndarray:
     """dB of every picture drawn with the plan to its dense one."""
+    exact = runs.dense
     with broadcast(runs.pipe, plan):
         return psnr(runs.pictures(), exact)
 
@@ -66,8 +66,7 @@ class _Trials:
         self._runs = runs
         self._tries = tries
         self._tried: dict[_Rows, float] = {}
-        self._kinds = list(dict.fromkeys(plan.curves.layers.values()))
-        self._exact = runs.pictures()
+        self._kinds = plan.curves.kinds
         self._schedule = read_schedule(runs.pipe.scheduler)
         self._use_forecast = plan.use_forecast and not self._schedule.is_noisy
         self._rng = np.random.default_rng(runs.seed)
@@ -97,7 +96,7 @@ class _Trials:
 
     def quality(self, rows: _Rows) -> float:
         if rows not in self._tried:
-            found = quality(self.plan_with(rows), self._runs, self._exact)
+            found = quality(self.plan_with(rows), self._runs)
             self._tried[rows] = float(found.mean())
             self.bar.update()
             self.bar.set_postfix_str(f"best {max(self._tried.values()):.1f} dB")

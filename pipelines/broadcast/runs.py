@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +33,11 @@ class Runs:
         taken = sorted(own & set(self.call))
         if taken:
             raise ValueError(f"{', '.join(taken)} of the call are set here; leave them out")
+
+    @cached_property
+    def dense(self) -> np.ndarray:
+        """The pictures of the pipeline as it is, drawn when first asked for."""
+        return self.pictures()
 
     def latents(self) -> torch.Tensor:
         """Final latents, float32 on the CPU, the prompts first."""

@@ -23,16 +23,14 @@ import numpy as np
 import torch
 
 from ...attn_processors.broadcast.calibrated import CalibratedPlan
-from ...attn_processors.hosts import denoisers_of
 from ..shapes.load import ALL_MODELS, VIDEO_MODELS, load_shapes
 from ..shapes.scene import Ask, sample_scene
 from ..shapes.study.methods import slug
 from ..shapes.training.data import held_out_clip_asks
-from .calibrate import calibrate
+from .calibrate import calibrate, timed
 from .methods import Method, at_equal_calls, methods, run
 from .peers import counted_calls
 from .plots import plot_curves, plot_rows
-from .record import WHOLE, layer_seconds
 from .refine import refine
 from .runs import Runs
 from .tables import write_page
@@ -76,17 +74,6 @@ def refined(
     return replace(plan, refined=found[share])
 
 
-def timed(plan: CalibratedPlan, runs: Runs) -> CalibratedPlan:
-    """The plan with the seconds of `runs`, which may be of another size."""
-    model = next(iter(denoisers_of(runs.pipe, "study")[0].values()))
-    with layer_seconds(model) as taken:
-        runs.latents()
-    seconds = taken()
-    by_layer = np.array([seconds[layer] for layer in plan.curves.layers])
-    curves = replace(plan.curves, seconds=by_layer, forward_seconds=seconds[WHOLE])
-    return replace(plan, curves=curves)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """All methods on one model: how many prompts and steps, what rows are refined on, and how."""
@@ -109,7 +96,10 @@ class Study:
             plot_rows(plan, self.folder / f"{self.name}-plan.png")
             compared = methods(runs, plan)
         else:
-            plan = timed(plan, replace(runs, prompts=runs.prompts[:1]))
+            one = replace(runs, prompts=runs.prompts[:1])
+            _, seconds, forward_seconds = timed(one, plan.curves.layers)
+            curves = replace(plan.curves, seconds=seconds, forward_seconds=forward_seconds)
+            plan = replace(plan, curves=curves)
             compared = (m for m in at_equal_calls(runs, plan) if not m.is_refined)
         with counted_calls(runs.pipe) as computed:
             exact = runs.pictures()
